@@ -1,0 +1,21 @@
+"""LANDeRMT: language-aware neurons for adapting language models to translation, as a PEFT plugin.
+
+Importing this package registers the PEFT type `LANDER`; nothing else happens.
+"""
+
+from .detection import detect_neurons
+from .neuron_map import NeuronMap
+from .tuner import LanderConfig, LanderFFN, LanderModel
+from .tuner.registration import register
+from .version import __version__
+
+register()
+
+__all__ = [
+    "LanderConfig",
+    "LanderFFN",
+    "LanderModel",
+    "NeuronMap",
+    "__version__",
+    "detect_neurons",
+]

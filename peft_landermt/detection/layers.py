@@ -1,0 +1,66 @@
+"""Language-pair-relevant layers by representation analysis (eq. 1, 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ..errors import DetectionError
+
+ActivationStatistic = Literal["mean", "mean_abs"]
+
+
+def mean_activation(
+    hidden: torch.Tensor, attention_mask: torch.Tensor, statistic: ActivationStatistic = "mean"
+) -> torch.Tensor:
+    """A_{i,n}: the mean activation of one FFN layer in every forward pass of a batch (eq. 1).
+
+    Args:
+        hidden: (B, T, p); activations h that enter the output projection, one prompt per row.
+        attention_mask: (B, T); 1 for tokens, 0 for padding.
+        statistic: `"mean"` of h, or `"mean_abs"` of |h|.
+
+    Returns:
+        float32 (B,): mean over the prompt's tokens and over the p neurons.
+    """
+    values = hidden.float()
+    if statistic == "mean_abs":
+        values = values.abs()
+    mask = attention_mask.to(values.dtype)
+    return (values.mean(dim=-1) * mask).sum(dim=-1) / mask.sum(dim=-1)
+
+
+def layer_changes(activations: torch.Tensor) -> torch.Tensor:
+    """D_i = | mean_n A_{i,n} - mean_n A_{i+1,n} | (eq. 2).
+
+    Args:
+        activations: (layers, N); A_{i,n} over N prompts.
+
+    Returns:
+        (layers - 1,): D_i for every layer that has a successor.
+    """
+    means = activations.double().mean(dim=1)
+    return (means[:-1] - means[1:]).abs()
+
+
+def relevant_layers(changes: torch.Tensor, num_layers: int) -> list[int]:
+    """The `num_layers` layers i with the largest D_i, ascending; ties go to the lower layer (eq. 2).
+
+    The last layer has no D_i; it comes last, so that `num_layers` equal to the model's selects every layer.
+    """
+    order = torch.sort(changes, descending=True, stable=True).indices.tolist()
+    return sorted([*order, changes.shape[0]][:num_layers])
+
+
+def check_num_layers(num_layers: int, available: int) -> int:
+    """Return k if the model has that many FFN layers.
+
+    Raises:
+        DetectionError: If it has not, or k is not a positive integer.
+    """
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool) or not 1 <= num_layers <= available:
+        raise DetectionError(
+            "num_layers", num_layers, f"must be an integer from 1 to {available}, the model's FFN layers."
+        )
+    return num_layers

@@ -1,0 +1,57 @@
+"""Typed errors. Every message names the field, the value that was given and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LanderError(ValueError):
+    """Base class of all errors of this package.
+
+    Args:
+        field: Name of the argument, option or file that is wrong.
+        value: What was given; shortened in the message when long.
+        remedy: What is allowed, or what to do instead.
+    """
+
+    def __init__(self, field: str, value: Any, remedy: str) -> None:
+        self.field, self.value, self.remedy = field, value, remedy
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = shown[:197] + "..."
+        super().__init__(f"{field}={shown}: {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.value, self.remedy)
+
+
+class LanguagePairError(LanderError):
+    """A language code or language pair is malformed, unknown or missing."""
+
+
+class CorpusError(LanderError):
+    """Sentences or corpus files cannot be used as they are."""
+
+
+class DetectionError(LanderError):
+    """Neuron detection cannot run with these arguments, or its statistics are not finite."""
+
+
+class NeuronMapError(LanderError):
+    """A neuron map file is damaged, or the map was made for another base model."""
+
+
+class ArchitectureError(LanderError):
+    """The model has no FFN that can be recognised, or one that cannot be adapted."""
+
+
+class ConfigError(LanderError):
+    """An option of `LanderConfig` is wrong, or options contradict each other."""
+
+
+class AdapterError(LanderError):
+    """An adapter file is damaged, or does not fit its config or the base model."""
+
+
+class RegistrationError(ImportError):
+    """PEFT is too old or too new, or another package took the name LANDER."""

@@ -1,0 +1,167 @@
+"""Where the FFNs of a model are: the one place that knows architectures.
+
+A neuron of an FFN is row i of every input projection, its activation h_i, and column i of the output projection.
+Which child modules are the projections is data: one row of `FFN_LAYOUTS` per naming convention. A module whose
+children match no row is recognised by the shapes of its linear layers, if these leave no doubt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class FFNLayout:
+    """Names of the projections of one FFN convention."""
+
+    inputs: tuple[str, ...]
+    output: str
+    used_by: str
+
+
+FFN_LAYOUTS: tuple[FFNLayout, ...] = (
+    FFNLayout(("gate_proj", "up_proj"), "down_proj", "Llama, Mistral, Qwen, Gemma, Cohere, OLMo 2, StableLM"),
+    FFNLayout(("dense_h_to_4h",), "dense_4h_to_h", "BLOOM, Falcon, GPT-NeoX"),
+    FFNLayout(("up_proj",), "down_proj", "MPT, Nemotron"),
+    FFNLayout(("c_fc",), "c_proj", "GPT-2, Starcoder"),
+    FFNLayout(("fc_in",), "fc_out", "GPT-J, CodeGen"),
+    FFNLayout(("fc1",), "fc2", "Phi 1 and 2"),
+    FFNLayout(("wi_0", "wi_1"), "wo", "T5 v1.1, mT5, MADLAD"),
+    FFNLayout(("wi",), "wo", "T5"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FFN:
+    """One FFN of a model.
+
+    Attributes:
+        name: Module name in the model, such as `model.layers.3.mlp`.
+        module: The FFN module.
+        inputs: Names of its input projections, each of shape (p, d).
+        output: Name of its output projection, of shape (d, p).
+        width: Model width d.
+        neurons: Number of neurons p.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    width: int
+    neurons: int
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return (*self.inputs, self.output)
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear layer, quantized ones included; None for any other module."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(inside, int) and isinstance(outside, int):
+        return inside, outside
+    return None
+
+
+def weight_rows(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as (out, in), a view."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
+def has_dense_weight(module: nn.Module) -> bool:
+    """Whether the layer is a plain linear layer whose floating-point weight can be read and written."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        return False
+    return type(module) in (nn.Linear, Conv1D) or getattr(type(module), "forward", None) is nn.Linear.forward
+
+
+def recognise(module: nn.Module, name: str = "") -> FFN | None:
+    """Describe `module` as an FFN, or return None if it is not one.
+
+    Args:
+        module: Any module; only its direct children are looked at.
+        name: Its name in the model, kept in the result.
+    """
+    linear = {key: shape for key, child in module.named_children() if (shape := features(child)) is not None}
+    if len(linear) < 2:
+        return None
+    for layout in FFN_LAYOUTS:
+        if layout.output in linear and all(key in linear for key in layout.inputs):
+            neurons, width = linear[layout.output]
+            if all(linear[key] == (width, neurons) for key in layout.inputs):
+                return FFN(name, module, layout.inputs, layout.output, width, neurons)
+    return _recognise_by_shape(module, name, linear)
+
+
+def _recognise_by_shape(module: nn.Module, name: str, linear: dict[str, tuple[int, int]]) -> FFN | None:
+    """One or two layers d→p and one p→d, p larger than d, and no other linear layer: nothing else it could be."""
+    widest = max(max(shape) for shape in linear.values())
+    outputs = [key for key, (inside, outside) in linear.items() if inside == widest > outside]
+    inputs = tuple(key for key in linear if key not in outputs)
+    if len(outputs) != 1 or len(inputs) > 2:
+        return None
+    neurons, width = linear[outputs[0]]
+    if any(linear[key] != (width, neurons) for key in inputs):
+        return None
+    return FFN(name, module, inputs, outputs[0], width, neurons)
+
+
+def iterate_ffns(model: nn.Module) -> Iterator[FFN]:
+    """All FFNs of a model in the order of its modules."""
+    for name, module in model.named_modules():
+        if name and (ffn := recognise(module, name)) is not None:
+            yield ffn
+
+
+def find_ffns(model: nn.Module) -> list[FFN]:
+    """All FFNs of a model, first layer first.
+
+    Raises:
+        ArchitectureError: If there is none.
+    """
+    ffns = list(iterate_ffns(model))
+    if not ffns:
+        rows = "; ".join(f"{'+'.join(layout.inputs)} and {layout.output}" for layout in FFN_LAYOUTS)
+        raise ArchitectureError(
+            "model",
+            type(model).__name__,
+            f"no FFN was recognised in it. An FFN is a module with these projections as direct children: {rows}; "
+            "or one or two linear layers d→p and one p→d. Pass the transformers model itself, without adapters.",
+        )
+    return ffns
+
+
+def fingerprint(model: nn.Module) -> str | None:
+    """Identify a base model by a sample of its FFN weights: 16 hexadecimal digits.
+
+    Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16.
+
+    Returns:
+        None where weights cannot be read as floating-point numbers (meta device, quantized).
+    """
+    digest = hashlib.sha256()
+    for ffn in iterate_ffns(model):
+        for key in ffn.projections:
+            layer = ffn.module.get_submodule(key)
+            if not has_dense_weight(layer) or weight_rows(layer).is_meta:
+                return None
+            rows = weight_rows(layer).detach()
+            columns = rows[0].numel()
+            sample = rows[:: max(1, rows.shape[0] // 8), :: max(1, columns // 8)].to(torch.bfloat16).contiguous()
+            digest.update(f"{key}{tuple(rows.shape)}".encode())
+            digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,206 @@
+"""The neuron map: all that detection hands to the tuner."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import LanguagePairError, NeuronMapError
+from .language_pair import LanguagePair, parse_pair
+
+GENERAL = -1
+"""Owner of a language-general neuron."""
+
+_FORMAT = "1"
+_TENSORS = ("owner", "awareness", "mean_gradient", "mean_abs_activation")
+
+
+def conditional_awareness(specific: float, general: float) -> float:
+    """Conditional awareness CAR (eq. 6): the share of the specific neurons in the awareness of a pair.
+
+    Args:
+        specific: Sum of Phi over the pair's language-specific neurons.
+        general: Sum of Phi over the language-general neurons.
+
+    Returns:
+        specific / (specific + general), or 0 where both are 0.
+    """
+    total = specific + general
+    return specific / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class LayerNeurons:
+    """Statistics and partition of one FFN of p neurons, over L languages.
+
+    Attributes:
+        name: Module name of the FFN in the base model.
+        owner: int64 (p,); `GENERAL`, or the index of the language the neuron is specific to (eq. 5).
+        awareness: float32 (L, p); Phi(i) for every language (eq. 3, 4).
+        mean_gradient: float32 (L, p); mean over tokens of dL/dh_i.
+        mean_abs_activation: float32 (L, p); mean over tokens of |h_i|.
+    """
+
+    name: str
+    owner: torch.Tensor
+    awareness: torch.Tensor
+    mean_gradient: torch.Tensor
+    mean_abs_activation: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NeuronMap:
+    """Which FFN layers and neurons matter to which language pairs.
+
+    Made by [`detect_neurons`]; `save` and `load` keep it as one safetensors file.
+
+    Attributes:
+        languages: Language codes; the order of the L axis.
+        pair_layers: For every pair, its relevant layers in ascending order (eq. 2).
+        layer_changes: For every pair, D_i of every layer that has a successor (eq. 2).
+        neurons: One entry per FFN of the base model.
+        width: Model width d.
+        fingerprint: Identifies the base weights; see `peft_landermt.ffn.fingerprint`.
+        signature: One line that tells how the map was made: base, data, options, version.
+    """
+
+    languages: tuple[str, ...]
+    pair_layers: Mapping[str, tuple[int, ...]]
+    layer_changes: Mapping[str, tuple[float, ...]]
+    neurons: tuple[LayerNeurons, ...]
+    width: int
+    fingerprint: str | None
+    signature: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def language_pairs(self) -> list[str]:
+        return list(self.pair_layers)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of FFN layers of the base model."""
+        return len(self.neurons)
+
+    def layers(self, language_pair: str) -> list[int]:
+        """Indices of the layers relevant to a pair, ascending (eq. 2)."""
+        return list(self.pair_layers[self._pair(language_pair)])
+
+    def general(self, layer: int) -> torch.Tensor:
+        """Language-general neurons of a layer: int64 indices, ascending (eq. 5)."""
+        return torch.nonzero(self._layer(layer).owner == GENERAL).flatten()
+
+    def specific(self, layer: int, language: str) -> torch.Tensor:
+        """Neurons of a layer that are specific to a language: int64 indices, ascending (eq. 5)."""
+        index = self._language(language)
+        return torch.nonzero(self._layer(layer).owner == index).flatten()
+
+    def awareness_sums(self, layer: int, language_pair: str) -> tuple[float, float]:
+        """Sums of Phi over the pair's specific and over the general neurons of a layer.
+
+        Phi of a pair is the mean of Phi of its two languages.
+        """
+        pair = parse_pair(self._pair(language_pair))
+        entry = self._layer(layer)
+        rows = [self._language(language) for language in pair]
+        phi = entry.awareness[rows].double().mean(dim=0)
+        specific = (entry.owner == rows[0]) | (entry.owner == rows[1])
+        return float(phi[specific].sum()), float(phi[entry.owner == GENERAL].sum())
+
+    def car(self, layer: int, language_pair: str) -> float:
+        """Conditional awareness of a pair in a layer (eq. 6)."""
+        return conditional_awareness(*self.awareness_sums(layer, language_pair))
+
+    def _pair(self, language_pair: str) -> str:
+        pair = str(parse_pair(language_pair))
+        if pair not in self.pair_layers:
+            raise LanguagePairError("language_pair", pair, f"the neuron map holds {', '.join(self.pair_layers)}.")
+        return pair
+
+    def _language(self, language: str) -> int:
+        if language not in self.languages:
+            raise LanguagePairError("language", language, f"the neuron map holds {', '.join(self.languages)}.")
+        return self.languages.index(language)
+
+    def _layer(self, layer: int) -> LayerNeurons:
+        if not 0 <= layer < len(self.neurons):
+            raise NeuronMapError("layer", layer, f"the base model has FFN layers 0 to {len(self.neurons) - 1}.")
+        return self.neurons[layer]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the map to one safetensors file; an existing file is replaced only when the new one is whole."""
+        tensors = {}
+        for index, entry in enumerate(self.neurons):
+            for key in _TENSORS:
+                tensor = getattr(entry, key)
+                tensors[f"{index}.{key}"] = (tensor.to(torch.int32) if key == "owner" else tensor).contiguous()
+        header = {
+            "languages": self.languages,
+            "pair_layers": self.pair_layers,
+            "layer_changes": self.layer_changes,
+            "names": [entry.name for entry in self.neurons],
+            "width": self.width,
+            "fingerprint": self.fingerprint,
+            "signature": self.signature,
+            "options": self.options,
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        save_file(
+            tensors, partial, {"format": "pt", "neuron_map": _FORMAT, "header": json.dumps(header, sort_keys=True)}
+        )
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NeuronMap:
+        """Read a map that `save` wrote.
+
+        Raises:
+            NeuronMapError: If the file is missing, truncated, not a neuron map or of a newer format.
+        """
+        if not os.path.isfile(path):
+            raise NeuronMapError("path", str(path), "there is no such file; make one with detect_neurons(...).save().")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("neuron_map") != _FORMAT:
+                    raise NeuronMapError(
+                        "path",
+                        str(path),
+                        f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again.",
+                    )
+                header = json.loads(metadata["header"])
+                neurons = tuple(_read_layer(file, index, name) for index, name in enumerate(header["names"]))
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise NeuronMapError(
+                "path", str(path), f"the file is damaged ({error}); detect again or copy it anew."
+            ) from error
+        return cls(
+            languages=tuple(header["languages"]),
+            pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
+            layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
+            neurons=neurons,
+            width=header["width"],
+            fingerprint=header["fingerprint"],
+            signature=header["signature"],
+            options=header["options"],
+        )
+
+    def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
+        """The chosen pairs, checked; all pairs of the map for None."""
+        return [parse_pair(self._pair(pair)) for pair in (language_pairs or self.language_pairs)]
+
+
+def _read_layer(file: Any, index: int, name: str) -> LayerNeurons:
+    tensors = {key: file.get_tensor(f"{index}.{key}") for key in _TENSORS}
+    tensors["owner"] = tensors["owner"].to(torch.int64)
+    return LayerNeurons(name=name, **tensors)

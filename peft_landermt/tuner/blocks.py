@@ -1,0 +1,168 @@
+"""What one adapter holds for one FFN: blocks of neurons, their deltas, and what their gates need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..neuron_map import NeuronMap
+from .config import CarMode, InactiveNeurons, Tune
+
+GENERAL_BLOCK = "general"
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Sizes and options of an adapter at one FFN; known before any weight is loaded.
+
+    Attributes:
+        neurons: p, number of neurons of the FFN.
+        width: d, the model width.
+        general: Number of language-general neurons.
+        specific: Number of specific neurons of every language of the pairs.
+        language_pairs: Pairs for which this FFN is relevant; empty where the adapter knows no pairs.
+    """
+
+    neurons: int
+    width: int
+    general: int
+    specific: Mapping[str, int] = field(default_factory=dict)
+    language_pairs: tuple[str, ...] = ()
+    car: CarMode = "off"
+    inactive_neurons: InactiveNeurons = "keep"
+    tune: Tune = "pair"
+    general_rank: int | None = None
+
+    @property
+    def tuned_blocks(self) -> tuple[str, ...]:
+        """Blocks that have deltas: `general` and languages."""
+        general = (GENERAL_BLOCK,) if self.general and self.tune != "specific" else ()
+        return general + (tuple(self.specific) if self.tune in ("pair", "specific") else ())
+
+    def concerns(self, pair: str | None) -> bool:
+        """Whether this FFN is adapted for a pair."""
+        return not self.language_pairs or pair is None or pair in self.language_pairs
+
+    def languages(self, pair: str | None) -> tuple[str, ...]:
+        """Languages of `pair` that have specific neurons here."""
+        parts = pair.split("-") if pair is not None else ()
+        return tuple(language for language in self.specific if language in parts)
+
+
+class NeuronBlocks(nn.Module):
+    """Deltas of one adapter for one FFN.
+
+    A block is the language-general neurons or those specific to one language. Every block has an int32 buffer
+    `{block}_neurons` (n,), and for every projection a delta of n rows of width d, neuron by neuron: rows of an input
+    projection, columns of the output projection. It is a parameter `{block}_{projection}` (n, d), or, for the general
+    block with `general_rank` r, the product of `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d).
+
+    Args:
+        layout: Sizes and options.
+        projections: Names of all projections of the FFN.
+        device: Device of the parameters and buffers.
+        dtype: Floating-point type of the parameters.
+        init_weights: Whether the deltas start at zero; random otherwise.
+    """
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        projections: tuple[str, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        init_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.projections = projections
+        for block, count in {GENERAL_BLOCK: layout.general, **layout.specific}.items():
+            self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
+        for block in layout.tuned_blocks:
+            for projection in projections:
+                self._add_delta(block, projection, device, dtype)
+        pairs = len(layout.language_pairs)
+        if pairs and layout.specific:
+            self.register_buffer("awareness_sums", torch.zeros(pairs, 2, device=device))
+        if layout.car == "token":
+            self.register_buffer("mean_gradient", torch.zeros(pairs, layout.neurons, device=device))
+            self.register_buffer("mean_token_awareness", torch.zeros(pairs, 2, device=device))
+        if layout.car == "learned":
+            gates = torch.zeros(max(pairs, 1), 2, layout.width + 1, device=device, dtype=dtype)
+            self.gates = nn.Parameter(gates)
+        if not init_weights:
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -1 / math.sqrt(layout.width), 1 / math.sqrt(layout.width))
+
+    def _add_delta(self, block: str, projection: str, device: torch.device, dtype: torch.dtype) -> None:
+        count = int(self.get_buffer(f"{block}_neurons").shape[0])
+        width, rank = self.layout.width, self.layout.general_rank
+        if block != GENERAL_BLOCK or rank is None:
+            rows = torch.zeros(count, width, device=device, dtype=dtype)
+            self.register_parameter(f"{block}_{projection}", nn.Parameter(rows))
+            return
+        factor_a = torch.empty(rank, width, device=device, dtype=dtype)
+        nn.init.kaiming_uniform_(factor_a, a=math.sqrt(5))
+        self.register_parameter(f"{block}_{projection}_A", nn.Parameter(factor_a))
+        factor_b = torch.zeros(count, rank, device=device, dtype=dtype)
+        self.register_parameter(f"{block}_{projection}_B", nn.Parameter(factor_b))
+
+    def is_low_rank(self, block: str) -> bool:
+        return block == GENERAL_BLOCK and self.layout.general_rank is not None
+
+    def neurons(self, block: str) -> torch.Tensor:
+        """Indices of a block's neurons: int64 (n,)."""
+        return self.get_buffer(f"{block}_neurons").long()
+
+    def rows(self, block: str, projection: str) -> torch.Tensor:
+        """Delta rows of a block: (n, d)."""
+        if self.is_low_rank(block):
+            factor_a, factor_b = self.factors(block, projection)
+            return factor_b @ factor_a
+        return self.get_parameter(f"{block}_{projection}")
+
+    def factors(self, block: str, projection: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
+        return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
+
+    def pair_index(self, pair: str | None) -> int:
+        """Row of a pair in the tensors that have one row per pair."""
+        return self.layout.language_pairs.index(pair) if pair in self.layout.language_pairs else 0
+
+    @torch.no_grad()
+    def read_neuron_map(self, neuron_map: NeuronMap, layer: int) -> None:
+        """Copy neuron indices and awareness of a layer from the map."""
+        if self.layout.tune != "layers":
+            self.get_buffer(f"{GENERAL_BLOCK}_neurons").copy_(neuron_map.general(layer))
+        for language in self.layout.specific:
+            self.get_buffer(f"{language}_neurons").copy_(neuron_map.specific(layer, language))
+        entry = neuron_map.neurons[layer]
+        for index, pair in enumerate(self.layout.language_pairs):
+            if "awareness_sums" in self._buffers:
+                self.get_buffer("awareness_sums")[index] = torch.tensor(neuron_map.awareness_sums(layer, pair))
+            if self.layout.car == "token":
+                languages = [neuron_map.languages.index(language) for language in pair.split("-")]
+                gradient = entry.mean_gradient[languages].mean(dim=0)
+                awareness = gradient.abs() * entry.mean_abs_activation[languages].mean(dim=0)
+                self.get_buffer("mean_gradient")[index] = gradient
+                specific = [awareness[neuron_map.specific(layer, language)].sum() for language in pair.split("-")]
+                sums = torch.stack([torch.stack(specific).sum(), awareness[neuron_map.general(layer)].sum()])
+                self.get_buffer("mean_token_awareness")[index] = sums
+
+    def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
+        device = self.get_buffer(f"{GENERAL_BLOCK}_neurons").device
+        masks = torch.zeros(2, self.layout.neurons, dtype=torch.bool, device=device)
+        masks[0, self.neurons(GENERAL_BLOCK)] = True
+        for language in self.layout.languages(pair):
+            masks[1, self.neurons(language)] = True
+        return masks[0], masks[1]
+
+    def extra_repr(self) -> str:
+        parts: dict[str, Any] = {"general": self.layout.general, **self.layout.specific, "of": self.layout.neurons}
+        return ", ".join(f"{key}={value}" for key, value in parts.items())

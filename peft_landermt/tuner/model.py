@@ -1,0 +1,379 @@
+"""The tuner: puts LANDER adapters into a model and routes its calls."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from ..errors import ArchitectureError, ConfigError, LanguagePairError, NeuronMapError
+from ..ffn import FFN, find_ffns, fingerprint, recognise
+from ..neuron_map import NeuronMap
+from .blocks import BlockLayout
+from .config import LanderConfig
+from .layer import LanderFFN
+from .routing import Route, Routing
+from .state import find_missing, validate_state
+
+
+class LanderModel(BaseTuner):
+    """Creates a LANDER model from a pretrained transformers model; usually made by `get_peft_model`.
+
+    Args:
+        model (`torch.nn.Module`): The model to be adapted.
+        config ([`LanderConfig`]): The configuration of the adapter.
+        adapter_name (`str`): The name of the adapter.
+
+    Example:
+
+        ```py
+        >>> import peft_landermt
+        >>> from peft import get_peft_model
+        >>> config = LanderConfig(task_type="CAUSAL_LM", neuron_map="map.safetensors", language_pairs=["en-de"])
+        >>> model = get_peft_model(base_model, config)
+        ```
+    """
+
+    prefix: str = "lander_"
+    tuner_layer_cls = LanderFFN
+    target_module_mapping: dict[str, list[str]] = {}
+
+    @property
+    def routing(self) -> Routing:
+        """Routing state of the model, shared by its adapted FFNs."""
+        if "_routing" not in self.__dict__:
+            layers = self._layers()
+            self.__dict__["_routing"] = layers[0].routing if layers else Routing()
+        return self.__dict__["_routing"]
+
+    def _layers(self) -> list[LanderFFN]:
+        return [module for module in self.model.modules() if isinstance(module, LanderFFN)]
+
+    # Making adapters
+
+    def _prepare_adapter_config(self, peft_config: LanderConfig, model_config: dict[str, Any]) -> LanderConfig:
+        if peft_config.neuron_counts is not None and peft_config.target_modules is None:
+            peft_config.target_modules = set(peft_config.neuron_counts)
+        elif peft_config.target_modules is None:
+            peft_config.target_modules = _default_targets(self.model)
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
+        found = BaseTuner._check_target_module_exists(peft_config, key)
+        if found and peft_config.neuron_counts is not None:
+            return key in peft_config.neuron_counts
+        return found
+
+    def _prepare_model(self, peft_config: LanderConfig, model: nn.Module) -> None:
+        """Check everything that injection relies on, before the first module is touched."""
+        if peft_config.neuron_counts is not None:
+            _check_counts(peft_config, model)
+            _check_fingerprint(peft_config, model)
+        for key, module in model.named_modules():
+            inside_adapter = ".base_layer" in key or ".lander_" in key
+            if not inside_adapter and self._check_target_module_exists(peft_config, key):
+                _as_ffn(module, key)
+        if peft_config.changes_fresh_output and peft_config.neuron_map is not None:
+            warnings.warn(
+                f"car={peft_config.car!r} with inactive_neurons={peft_config.inactive_neurons!r} changes the model's "
+                "output before any training.",
+                stacklevel=2,
+            )
+
+    def _create_and_replace(
+        self,
+        peft_config: LanderConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, LanderFFN) else LanderFFN(_as_ffn(target, current_key), self.routing)
+        counts = (peft_config.neuron_counts or {}).get(current_key)
+        neuron_map = peft_config.neuron_map if isinstance(peft_config.neuron_map, NeuronMap) else None
+        self.routing.pairs[adapter_name] = tuple(peft_config.language_pairs or ())
+        layer.update_layer(
+            adapter_name,
+            _block_layout(peft_config, counts, layer),
+            neuron_map=neuron_map,
+            layer=counts["layer"] if counts else 0,
+            init_weights=peft_config.init_weights,
+            inference_mode=peft_config.inference_mode,
+        )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                # adding an additional adapter: it is not automatically trainable
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # The layer makes its adapters on the device of the FFN, so nothing is left to move.
+        setattr(parent, child_name, new_module)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.routing.pairs.pop(adapter_name, None)
+        self.routing.chosen.pop(adapter_name, None)
+
+    # Routing calls
+
+    def set_language_pair(self, language_pair: str | None) -> None:
+        """Choose the pair that all samples take when a call names none; None takes the choice back.
+
+        Args:
+            language_pair: A pair of every active adapter.
+
+        Raises:
+            LanguagePairError: If an active adapter does not hold it.
+        """
+        if language_pair is not None:
+            for name in self.active_adapters:
+                self.routing.check_pair(name, language_pair)
+        if any(layer.merged for layer in self._layers()):
+            raise LanguagePairError(
+                "language_pair", language_pair, "the model is merged; call unmerge_adapter() first."
+            )
+        for name in self.active_adapters:
+            if language_pair is None:
+                self.routing.chosen.pop(name, None)
+            else:
+                self.routing.chosen[name] = language_pair
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward of the base model; the route was made by `_enable_peft_forward_hooks`."""
+        kwargs.pop("language_pairs", None)
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the base model; the route was made by `_enable_peft_forward_hooks`."""
+        kwargs.pop("language_pairs", None)
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters this around `forward` and `generate`, with their arguments."""
+        language_pairs, adapter_names = kwargs.get("language_pairs"), kwargs.get("adapter_names")
+        previous = self.routing.route
+        if language_pairs is None and adapter_names is None:
+            route = None
+        else:
+            if any(layer.merged for layer in self._layers()):
+                raise LanguagePairError(
+                    "language_pairs", language_pairs, "the model is merged for one pair; call unmerge_adapter() first."
+                )
+            batch = _batch_size(args, kwargs)
+            route = self.routing.make_route(self.active_adapters, language_pairs, adapter_names, batch)
+        self.routing.route = route
+        restore = _bind_route_to_checkpoints(self.model, self.routing, route)
+        drop = self.model.register_forward_pre_hook(_drop_language_pairs, with_kwargs=True)
+        try:
+            yield
+        finally:
+            drop.remove()
+            restore()
+            self.routing.route = previous
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        self._check_all_mergeable(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_all_mergeable(adapter_names, safe_merge)
+        else:
+            for layer in self._layers():
+                if layer.merged:
+                    layer.unmerge()
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        """Look at every layer before the first is written."""
+        for layer in self._layers():
+            names = adapter_names if adapter_names is not None else layer.active_adapters
+            layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
+
+    # State
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: LanderConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        # PEFT drops keys by the names of other adapters; one named "1" would take layer 1 with it.
+        return {**selected, **find_missing(model, adapter_name, selected)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: LanderConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        validate_state(model, adapter_name, remapped)
+        return remapped
+
+
+def _default_targets(model: nn.Module) -> set[str]:
+    """Last name segments of the model's FFNs; full names where other modules have the same segment."""
+    ffns = find_ffns(_without_adapters(model))
+    names = {ffn.name for ffn in ffns}
+    segments = {name.rpartition(".")[2] for name in names}
+    others = {
+        name
+        for name, _ in model.named_modules()
+        if name.rpartition(".")[2] in segments and name not in names and ".base_layer" not in name
+    }
+    return segments if not others else names
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    """The model, as a view in which adapted FFNs show as the FFNs they wrap."""
+    view = nn.Module()
+    for name, module in model.named_children():
+        if isinstance(module, LanderFFN):
+            view.add_module(name, module.base_layer)
+        elif any(isinstance(child, LanderFFN) for child in module.modules()):
+            view.add_module(name, _without_adapters(module))
+        else:
+            view.add_module(name, module)
+    return view
+
+
+def _as_ffn(module: nn.Module, key: str) -> FFN:
+    """Describe a target module.
+
+    Raises:
+        ArchitectureError: If it is no FFN, or has adapters of another method inside.
+    """
+    if isinstance(module, LanderFFN):
+        return FFN(key, module.base_layer, module.input_names, module.output_name, module.width, module.neurons)
+    adapted = [name for name, child in module.named_modules() if isinstance(child, BaseTunerLayer)]
+    if adapted:
+        raise ArchitectureError(
+            "target_modules", key, f"has adapters of another method ({adapted[0]}); merge them into the base first."
+        )
+    ffn = recognise(module, key)
+    if ffn is None:
+        raise ArchitectureError(
+            "target_modules",
+            key,
+            f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'.",
+        )
+    return ffn
+
+
+def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: LanderFFN) -> BlockLayout:
+    if counts is None:
+        counts = {"general": layer.neurons, "specific": {}, "language_pairs": config.language_pairs or ()}
+    return BlockLayout(
+        neurons=layer.neurons,
+        width=layer.width,
+        general=counts["general"],
+        specific=dict(counts["specific"]),
+        language_pairs=tuple(counts["language_pairs"]),
+        car=config.car,
+        inactive_neurons=config.inactive_neurons,
+        tune=config.tune,
+        general_rank=config.general_rank,
+    )
+
+
+def _check_counts(config: LanderConfig, model: nn.Module) -> None:
+    """A neuron map made for another base shows in names or sizes."""
+    modules = dict(model.named_modules())
+    if isinstance(config.neuron_map, NeuronMap):
+        available = len(find_ffns(_without_adapters(model)))
+        if available != config.neuron_map.num_layers:
+            raise NeuronMapError(
+                "neuron_map", f"{config.neuron_map.num_layers} FFN layers", f"the model has {available}; detect on it."
+            )
+    for key, counts in (config.neuron_counts or {}).items():
+        if key not in modules:
+            raise NeuronMapError("neuron_map", key, "the model has no such module; detect neurons on this model.")
+        ffn = _as_ffn(modules[key], key)
+        for name, made_for, has in (("p", counts["neurons"], ffn.neurons), ("d", counts["width"], ffn.width)):
+            if made_for != has:
+                raise NeuronMapError(
+                    "neuron_map", f"{key}: {name}={made_for}", f"the model has {name}={has}; detect neurons on it."
+                )
+
+
+def _check_fingerprint(config: LanderConfig, model: nn.Module) -> None:
+    if config.base_fingerprint is None or not config.verify_base:
+        return
+    if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
+        raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
+    found = fingerprint(_without_adapters(model))
+    if found is not None and found != config.base_fingerprint:
+        raise NeuronMapError(
+            "base_fingerprint",
+            config.base_fingerprint,
+            f"the model's FFN weights have {found}: the adapter was made for other weights. Load the base model it "
+            "names, or set verify_base=False in its config to use it all the same.",
+        )
+
+
+def _batch_size(args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+    """Number of samples of a call, where it can be told."""
+    named = [kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds", "attention_mask")]
+    tensors = [value for value in (*args, *named) if isinstance(value, torch.Tensor)]
+    return int(tensors[0].shape[0]) if tensors else None
+
+
+def _drop_language_pairs(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in kwargs.items() if name != "language_pairs"}
+
+
+def _bind_route_to_checkpoints(model: nn.Module, routing: Routing, route: Route | None) -> Any:
+    """Have gradient checkpointing recompute every layer with the route and choice of pair of this call.
+
+    The backward pass recomputes after the call has returned, when the routing state may be another one.
+
+    Returns:
+        A function that undoes it.
+    """
+    chosen = dict(routing.chosen)
+    originals = [
+        (module, module.__dict__["_gradient_checkpointing_func"])
+        for module in model.modules()
+        if module.training and "_gradient_checkpointing_func" in module.__dict__
+    ]
+
+    def routed(function: Any, *args: Any, **kwargs: Any) -> Any:
+        before = routing.route, routing.chosen
+        routing.route, routing.chosen = route, chosen
+        try:
+            return function(*args, **kwargs)
+        finally:
+            routing.route, routing.chosen = before
+
+    def bound(original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(partial(routed, function), *args, **kwargs)
+
+    for module, original in originals:
+        module.__dict__["_gradient_checkpointing_func"] = partial(bound, original)
+
+    def restore() -> None:
+        for module, original in originals:
+            module.__dict__["_gradient_checkpointing_func"] = original
+
+    return restore

@@ -1,0 +1,243 @@
+"""The projections of an adapted FFN, as the base FFN's own forward sees them during one call.
+
+For every group of samples that share an adapter, an input projection computes
+
+    y_i = g_i · (w_i + Δw_i) · x_t + b_i            (eq. 7, 8, one gate per neuron)
+
+for the neurons that take part, and the output projection reads h with the neurons that take none set to zero (eq. 9).
+Deltas that hold for the whole batch are folded into the weight, so that one product serves base and delta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..ffn import has_dense_weight, weight_rows
+from .blocks import GENERAL_BLOCK, NeuronBlocks
+from .routing import Rows, constant_gates, learned_gates, token_gates
+
+
+@dataclass
+class Group:
+    """Samples of one adapter in one call of an FFN, and what routing makes of them.
+
+    Attributes:
+        rows: Which samples.
+        blocks: The adapter's blocks at this FFN.
+        delta_gates: (n, ..., 2) gates on what the adapter adds, general and specific; with `car="token"` only.
+    """
+
+    rows: Rows
+    blocks: NeuronBlocks
+    delta_gates: torch.Tensor | None = None
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages whose specific neurons at least one sample uses."""
+        named = {language for pair in self.rows.pairs for language in self.blocks.layout.languages(pair)}
+        return tuple(language for language in self.blocks.layout.specific if language in named)
+
+    @property
+    def specific_blocks(self) -> tuple[str, ...]:
+        return tuple(language for language in self.languages if language in self.blocks.layout.tuned_blocks)
+
+    def folded_blocks(self) -> tuple[str, ...]:
+        """Blocks whose deltas can join the base weight, because they hold for every sample of the batch."""
+        layout = self.blocks.layout
+        everywhere = self.rows.samples is None and self.delta_gates is None
+        if not everywhere or GENERAL_BLOCK not in layout.tuned_blocks or layout.general_rank is not None:
+            return ()
+        return (GENERAL_BLOCK, *(self.specific_blocks if self.rows.pair_of_sample is None else ()))
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The group's samples of (N, ...)."""
+        return tensor if self.rows.samples is None else tensor.index_select(0, self.rows.samples)
+
+    def put(self, tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(N, ...) with the group's samples replaced."""
+        return values if self.rows.samples is None else tensor.index_copy(0, self.rows.samples, values)
+
+    def per_sample(self, by_pair: torch.Tensor, dim: int) -> torch.Tensor:
+        """One row of (pairs, ...) for every sample, with axes of size 1 after the first to make `dim` axes."""
+        if self.rows.pair_of_sample is None:
+            return by_pair[0]
+        chosen = by_pair[self.rows.pair_of_sample]
+        return chosen.reshape(chosen.shape[0], *[1] * (dim - chosen.dim()), *chosen.shape[1:])
+
+    def masks(self, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks (..., p) of the general and of each sample's specific neurons, to broadcast over `dim` axes."""
+        masks = [self.blocks.group_masks(pair) for pair in self.rows.pairs]
+        general, specific = (torch.stack(kind) for kind in zip(*masks, strict=True))
+        return self.per_sample(general, dim), self.per_sample(specific, dim)
+
+    def input_gate(self, states: torch.Tensor) -> torch.Tensor | None:
+        """Gate g on the input projections' outputs: (..., p), or None where it is 1 everywhere.
+
+        Args:
+            states: (n, ..., d); the input x of the group's samples.
+        """
+        car = self.blocks.layout.car
+        if car in ("off", "token"):
+            return None
+        general, specific = self.masks(states.dim())
+        if car == "learned":
+            indices = [self.blocks.pair_index(pair) for pair in self.rows.pairs]
+            by_pair = self.blocks.gates[indices]
+            chosen = by_pair[0] if self.rows.pair_of_sample is None else by_pair[self.rows.pair_of_sample]
+            offset = learned_gates(states, chosen) - 1
+            return (1 + offset[..., :1] * general + offset[..., 1:] * specific).to(states.dtype)
+        sums = [self.blocks.get_buffer("awareness_sums")[self.blocks.pair_index(pair)] for pair in self.rows.pairs]
+        values = torch.stack([states.new_tensor(constant_gates(car, *row.tolist())) for row in sums])
+        gates = self.per_sample(values, states.dim())
+        return 1 + (gates[..., :1] - 1) * general + (gates[..., 1:] - 1) * specific
+
+    def hidden_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Mask of the neurons that take part: (..., p), or None where all do."""
+        if self.blocks.layout.inactive_neurons == "keep" or not self.blocks.layout.specific:
+            return None
+        general, specific = self.masks(hidden.dim())
+        return (general | specific).to(hidden.dtype)
+
+    def set_delta_gates(self, base_activation: torch.Tensor) -> None:
+        """Gates of `car="token"` from the base FFN's activations h (N, ..., p)."""
+        hidden = self.take(base_activation)
+        indices = [self.blocks.pair_index(pair) for pair in self.rows.pairs]
+        gradient = self.per_sample(self.blocks.get_buffer("mean_gradient")[indices], hidden.dim())
+        awareness = self.per_sample(self.blocks.get_buffer("mean_token_awareness")[indices], hidden.dim())
+        general, specific = self.masks(hidden.dim())
+        self.delta_gates = token_gates(hidden, gradient, general, specific, awareness)
+
+    def specific_mask(self, like: torch.Tensor) -> torch.Tensor | None:
+        """Which of the concatenated specific neurons each sample uses: (n, 1, ..., s); None where all do."""
+        if self.rows.pair_of_sample is None:
+            return None
+        rows = [
+            torch.cat(
+                [
+                    like.new_full(
+                        (self.blocks.layout.specific[block],), float(block in self.blocks.layout.languages(pair))
+                    )
+                    for block in self.specific_blocks
+                ]
+            )
+            for pair in self.rows.pairs
+        ]
+        return self.per_sample(torch.stack(rows), like.dim())
+
+    def delta_gate(self, block: str, like: torch.Tensor) -> torch.Tensor | None:
+        if self.delta_gates is None:
+            return None
+        return self.delta_gates[..., : 1 if block == GENERAL_BLOCK else None][..., -1:].to(like.dtype)
+
+
+def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: bool) -> torch.Tensor:
+    """The layer's weight with all folded deltas added to it, in the weight's own type and layout.
+
+    The sum is taken in the deltas' type and rounded once.
+    """
+    weight = weight_rows(layer)
+    for group in groups:
+        for block in group.folded_blocks():
+            neurons, delta = group.blocks.neurons(block), group.blocks.rows(block, projection)
+            axis = 1 if is_output else 0
+            base = weight.index_select(axis, neurons)
+            tuned = (base.to(delta.dtype) + (delta.t() if is_output else delta)).to(weight.dtype)
+            weight = weight.index_copy(axis, neurons, tuned)
+    return weight
+
+
+class AdaptedProjection(nn.Module):
+    """Stands in for one projection of the base FFN during one call.
+
+    Args:
+        base: The base projection.
+        name: Its name in the FFN.
+        groups: Groups of samples of this call.
+        is_output: Whether it is the output projection.
+    """
+
+    def __init__(self, base: nn.Module, name: str, groups: list[Group], is_output: bool) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.groups = groups
+        self.is_output = is_output
+        self.folds = has_dense_weight(base) and any(group.folded_blocks() for group in groups)
+        self._weight = fold(base, groups, name, is_output=is_output) if self.folds else None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """For FFNs that read the projection's weight themselves."""
+        return self.base.weight if self._weight is None else self._weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return getattr(self.base, "bias", None)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Input projection: (N, ..., d) → (N, ..., p). Output projection: (N, ..., p) → (N, ..., d)."""
+        if self.is_output:
+            for group in self.groups:
+                chosen = group.take(states)
+                if (mask := group.hidden_mask(chosen)) is not None:
+                    states = group.put(states, chosen * mask)
+        result = self.base(states) if self._weight is None else F.linear(states, self._weight, self.bias)
+        for group in self.groups:
+            chosen, before = group.take(states), group.take(result)
+            after = self._add_deltas(group, chosen, before)
+            if not self.is_output and (gate := group.input_gate(chosen)) is not None:
+                after = after * gate if self.bias is None else (after - self.bias) * gate + self.bias
+            if after is not before:
+                result = group.put(result, after)
+        return result
+
+    def _add_deltas(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Add what is not folded: the general block, then all specific neurons in one product."""
+        folded = group.folded_blocks() if self.folds else ()
+        blocks = group.blocks
+        if GENERAL_BLOCK in blocks.layout.tuned_blocks and GENERAL_BLOCK not in folded:
+            result = self._add_general(group, states, result)
+        specific = [block for block in group.specific_blocks if block not in folded]
+        if specific:
+            neurons = torch.cat([blocks.neurons(block) for block in specific])
+            rows = torch.cat([blocks.rows(block, self.name) for block in specific])
+            scale = group.specific_mask(states)
+            gate = group.delta_gate(specific[0], states)
+            if gate is not None:
+                scale = gate if scale is None else scale * gate
+            result = self._add_rows(states, result, neurons, rows, scale)
+        return result
+
+    def _add_general(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        blocks = group.blocks
+        neurons = blocks.neurons(GENERAL_BLOCK)
+        gate = group.delta_gate(GENERAL_BLOCK, states)
+        if not blocks.is_low_rank(GENERAL_BLOCK):
+            return self._add_rows(states, result, neurons, blocks.rows(GENERAL_BLOCK, self.name), gate)
+        factor_a, factor_b = (factor.to(states.dtype) for factor in blocks.factors(GENERAL_BLOCK, self.name))
+        wide_b = factor_b.new_zeros(blocks.layout.neurons, factor_b.shape[1]).index_copy(0, neurons, factor_b)
+        if self.is_output:
+            small = states @ wide_b
+            return result + F.linear(small if gate is None else small * gate, factor_a.t()).to(result.dtype)
+        small = F.linear(states, factor_a)
+        return result + F.linear(small if gate is None else small * gate, wide_b).to(result.dtype)
+
+    def _add_rows(
+        self,
+        states: torch.Tensor,
+        result: torch.Tensor,
+        neurons: torch.Tensor,
+        rows: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> torch.Tensor:
+        rows = rows.to(states.dtype)
+        if self.is_output:
+            hidden = states.index_select(-1, neurons)
+            added = F.linear(hidden if scale is None else hidden * scale, rows.t())
+            return result + added.to(result.dtype)
+        added = F.linear(states, rows)
+        return result.index_add(-1, neurons, (added if scale is None else added * scale).to(result.dtype))

@@ -1,0 +1,76 @@
+"""Adapter state: what belongs to an adapter, and whether loaded state fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from ..errors import AdapterError
+from .blocks import NeuronBlocks
+from .layer import LanderFFN
+
+_SHOWN = 3
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, NeuronBlocks, torch.Tensor]]:
+    """Model key, owner and tensor of everything an adapter holds in a model's FFNs."""
+    for name, module in model.named_modules():
+        if isinstance(module, LanderFFN) and adapter_name in module.lander_blocks:
+            blocks = module.blocks(adapter_name)
+            prefix = f"{name.removeprefix('_fsdp_wrapped_module.')}.lander_blocks.{adapter_name}"
+            for key, tensor in (*blocks.named_parameters(), *blocks.named_buffers()):
+                yield f"{prefix}.{key}", blocks, tensor
+
+
+def find_missing(model: nn.Module, adapter_name: str, selected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an adapter that a selection by key names left out."""
+    return {key: tensor.detach() for key, _, tensor in adapter_tensors(model, adapter_name) if key not in selected}
+
+
+def validate_state(model: nn.Module, adapter_name: str, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Check that loaded tensors are exactly what the adapter needs.
+
+    Args:
+        model: The model with the adapter in place.
+        adapter_name: Name of the adapter.
+        state_dict: Loaded tensors under the keys of the model.
+
+    Raises:
+        AdapterError: Tensors are missing or left over, shapes disagree with the config, values are not finite, or
+            neuron indices are out of range, unsorted or in two blocks.
+    """
+    expected = {key: (blocks, tensor) for key, blocks, tensor in adapter_tensors(model, adapter_name)}
+    remedy = "the file does not fit its adapter_config.json; download or save the adapter anew."
+    missing = [key for key in expected if key not in state_dict]
+    if missing:
+        raise AdapterError("adapter_model.safetensors", f"lacks {missing[:_SHOWN]} of {len(missing)}", remedy)
+    extra = [key for key in state_dict if ".lander_blocks." in key and key not in expected]
+    if extra:
+        raise AdapterError("adapter_model.safetensors", f"has {extra[:_SHOWN]} of {len(extra)}", remedy)
+    for key, (_, tensor) in expected.items():
+        loaded = state_dict[key]
+        if loaded.shape != tensor.shape:
+            raise AdapterError(key, tuple(loaded.shape), f"expected shape {tuple(tensor.shape)}; {remedy}")
+        if loaded.is_floating_point() != tensor.is_floating_point():
+            raise AdapterError(key, str(loaded.dtype), f"expected {tensor.dtype}; {remedy}")
+        if loaded.is_floating_point() and not torch.isfinite(loaded).all():
+            raise AdapterError(key, "NaN or infinity", "the adapter is broken; train it again or take another file.")
+    owners = {id(blocks): (key.rpartition(".")[0], blocks) for key, (blocks, _) in expected.items()}
+    for prefix, blocks in owners.values():
+        _validate_neurons(prefix, blocks, state_dict)
+
+
+def _validate_neurons(prefix: str, blocks: NeuronBlocks, state_dict: Mapping[str, torch.Tensor]) -> None:
+    keys = [f"{prefix}.{key}" for key, _ in blocks.named_buffers() if key.endswith("_neurons")]
+    for key in keys:
+        neurons = state_dict[key].long()
+        inside = bool(((neurons >= 0) & (neurons < blocks.layout.neurons)).all())
+        if not inside or not bool((neurons[1:] > neurons[:-1]).all()):
+            raise AdapterError(
+                key, neurons[:8].tolist(), f"neuron indices must ascend within 0 to {blocks.layout.neurons - 1}."
+            )
+    together = torch.cat([state_dict[key].long().cpu() for key in keys])
+    if len(together.unique()) != len(together):
+        raise AdapterError(prefix, "a neuron in two blocks", "every neuron belongs to one block of an FFN.")

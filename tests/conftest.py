@@ -1,0 +1,121 @@
+"""Tiny models of the real architectures, a character tokenizer, and a neuron map made by real detection."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+import peft_landermt  # noqa: F401  registers LANDER
+from peft_landermt import NeuronMap, detect_neurons
+
+SENTENCES = {
+    "en": ["The house is old.", "We drink tea.", "Where is the station?", "It rained all night."],
+    "de": ["Das Haus ist alt.", "Wir trinken Tee.", "Wo ist der Bahnhof?", "Es regnete die ganze Nacht."],
+    "fr": ["La maison est vieille.", "Nous buvons du thé.", "Où est la gare ?", "Il a plu toute la nuit."],
+}
+PAIRS = ["en-de", "de-en", "en-fr"]
+ARCHITECTURES = ("llama", "gemma3", "bloom")
+_ALPHABET = "".join(chr(code) for code in range(32, 127)) + "\näöüßéèàùâêîôûçœ"
+VOCABULARY = 3 + len(_ALPHABET)
+
+
+def build_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random model with 4 layers, d = 32 and p = 64, in evaluation mode, dropout off."""
+    torch.manual_seed(seed)
+    common = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    decoder = {
+        **common,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        # larger than usual, so that FFNs matter in a model this small
+        "initializer_range": 0.2,
+    }
+    if architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**{**decoder, **overrides}))
+    elif architecture == "gemma3":
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**{**decoder, "head_dim": 8, "sliding_window": 64, **overrides}))
+    elif architecture == "bloom":
+        settings = {**common, "n_layer": 4, "n_head": 4, "initializer_range": 0.2, **overrides}
+        model = BloomForCausalLM(BloomConfig(**settings))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    else:
+        raise ValueError(architecture)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, with <pad>, <bos> and <eos>; prepends <bos>."""
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, **{c: i + 3 for i, c in enumerate(_ALPHABET)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.padding_side = "left"
+    return wrapped
+
+
+@pytest.fixture(scope="session")
+def _bases(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[PreTrainedModel, NeuronMap]]:
+    made: dict[str, tuple[PreTrainedModel, NeuronMap]] = {}
+
+    def get(architecture: str) -> tuple[PreTrainedModel, NeuronMap]:
+        if architecture not in made:
+            model = build_model(architecture)
+            found = detect_neurons(model, tokenizer, SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False)
+            made[architecture] = (model, found)
+        return made[architecture]
+
+    return get
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(architecture: str, _bases: Callable[[str], tuple[PreTrainedModel, NeuronMap]]) -> PreTrainedModel:
+    """A fresh copy of the tiny model; the weights are the same in every test."""
+    return copy.deepcopy(_bases(architecture)[0])
+
+
+@pytest.fixture
+def neuron_map(architecture: str, _bases: Callable[[str], tuple[PreTrainedModel, NeuronMap]]) -> NeuronMap:
+    """What detection finds on `base` for `PAIRS`: 2 layers a pair, 70% general neurons."""
+    return _bases(architecture)[1]
+
+
+def randomize_adapter(model: torch.nn.Module, std: float = 0.1, seed: int = 1) -> None:
+    """Give all trainable parameters random values, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
