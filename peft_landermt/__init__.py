@@ -5,6 +5,7 @@ Importing this package registers the PEFT type `LANDER`; nothing else happens.
 
 from .detection import detect_neurons
 from .neuron_map import NeuronMap
+from .translation import LanderTrainer, TranslationCollator, evaluate_translation, translate
 from .tuner import LanderConfig, LanderFFN, LanderModel
 from .tuner.registration import register
 from .version import __version__
@@ -15,7 +16,11 @@ __all__ = [
     "LanderConfig",
     "LanderFFN",
     "LanderModel",
+    "LanderTrainer",
     "NeuronMap",
+    "TranslationCollator",
     "__version__",
     "detect_neurons",
+    "evaluate_translation",
+    "translate",
 ]

@@ -151,8 +151,10 @@ def _sentence_awareness(
 
         with torch.enable_grad(), tap_activations(ffns, collect):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)[:, 1:].to(logits.device)
-            F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="sum").backward()
+            labels = F.pad(batch.input_ids.masked_fill(batch.attention_mask == 0, -100)[:, 1:], (0, 1), value=-100)
+            F.cross_entropy(
+                logits.float().flatten(0, 1), labels.flatten().to(logits.device), reduction="sum"
+            ).backward()
         _check_all_seen(ffns, [[True] if layer in sums else [] for layer in range(len(ffns))])
         bar.update()
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)

@@ -63,8 +63,8 @@ class LanderConfig(PeftConfig):
             What is tuned: `"pair"`, the general and the pair's specific neurons; `"general"` or `"specific"`, one of
             the two groups; `"layers"`, all neurons of the pair's layers.
         general_rank (`int`, *optional*):
-            `None`: one delta row per general neuron (the paper). An integer: the delta of the general neurons is a
-            product of two factors of this rank; specific neurons keep whole rows.
+            An integer: the delta of the general neurons is a product of two factors of this rank, while specific
+            neurons keep whole rows. `None`: one delta row per general neuron (the paper).
         verify_base (`bool`):
             Whether an adapter made with a neuron map is refused on base weights other than those it was made on.
         neuron_counts (`dict`, *optional*):
@@ -93,7 +93,7 @@ class LanderConfig(PeftConfig):
     car: CarMode = "off"
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
-    general_rank: int | None = None
+    general_rank: int | None = 16
     verify_base: bool = True
     neuron_counts: dict[str, dict[str, Any]] | None = None
     neuron_map_signature: str | None = None

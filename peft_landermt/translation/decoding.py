@@ -1,0 +1,164 @@
+"""Translating with a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..errors import CorpusError
+from ..language_pair import TRANSLATION_PROMPT, parse_pair
+from .models import evaluating, routed_pairs
+from .templates import build_prompt
+
+
+@dataclass(frozen=True)
+class Translations:
+    """Translations in the order of their sources.
+
+    Attributes:
+        texts: One line each; empty where the model gave nothing.
+        num_runaway: How many reached the limit of new tokens without an end.
+    """
+
+    texts: list[str]
+    num_runaway: int
+
+
+class _StopAtLineEnd(StoppingCriteria):
+    """A translation is one line: a row is done when its last new token holds a line end."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ends: dict[int, bool] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        last = input_ids[:, -1].tolist()
+        for token in set(last) - self.ends.keys():
+            self.ends[token] = "\n" in self.tokenizer.decode([token])
+        return torch.tensor([self.ends[token] for token in last], device=input_ids.device)
+
+
+def translate(
+    model: nn.Module,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    language_pair: str,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    template: str = TRANSLATION_PROMPT,
+    progress: bool = False,
+    **generation_options: Any,
+) -> list[str]:
+    """Translate sentences, in order.
+
+    Args:
+        model: A causal language model: a base model, or one with adapters of any PEFT method. Where the adapter is a
+            LANDER one with pairs, it must hold `language_pair`, and routes by it.
+        tokenizer: Its tokenizer; used as it is, never changed.
+        sentences: Source sentences. An empty one gives an empty translation.
+        language_pair: Direction such as `"en-de"`.
+        batch_size: Sentences per call of `generate`.
+        max_new_tokens: Limit per sentence; by default twice the longest source of the batch plus 16.
+        template: Prompt template.
+        progress: Whether to show a progress bar.
+        generation_options: Passed to `generate`, such as `num_beams=4`; greedy decoding by default.
+
+    Returns:
+        One line of text per sentence, cut at the end of the sentence.
+
+    Raises:
+        LanguagePairError: The pair is malformed, or not in the adapter.
+        CorpusError: `sentences` is a string instead of a list.
+    """
+    return translate_counted(
+        model,
+        tokenizer,
+        sentences,
+        language_pair,
+        batch_size,
+        max_new_tokens,
+        template,
+        progress,
+        **generation_options,
+    ).texts
+
+
+@torch.no_grad()
+def translate_counted(
+    model: nn.Module,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    language_pair: str,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    template: str = TRANSLATION_PROMPT,
+    progress: bool = False,
+    **generation_options: Any,
+) -> Translations:
+    """Like `translate`, and count translations that found no end."""
+    pair = str(parse_pair(language_pair))
+    if isinstance(sentences, str):
+        raise CorpusError("sentences", sentences, f"expected a list of sentences: [{sentences!r}].")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise CorpusError("batch_size", batch_size, "must be a positive integer.")
+    texts = [""] * len(sentences)
+    num_runaway = 0
+    order = sorted((i for i, text in enumerate(sentences) if text.strip()), key=lambda i: (len(sentences[i]), i))
+    stop = _StopAtLineEnd(tokenizer)
+    with evaluating(model), tqdm(total=len(order), desc=f"Translating {pair}", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            sources = [" ".join(sentences[index].split()) for index in chosen]
+            lines, runaway = _translate_batch(
+                model, tokenizer, sources, pair, max_new_tokens, template, stop, generation_options
+            )
+            for index, line in zip(chosen, lines, strict=True):
+                texts[index] = line
+            num_runaway += runaway
+            bar.update(len(chosen))
+    return Translations(texts, num_runaway)
+
+
+def _translate_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    sources: list[str],
+    pair: str,
+    max_new_tokens: int | None,
+    template: str,
+    stop: _StopAtLineEnd,
+    options: dict[str, Any],
+) -> tuple[list[str], int]:
+    prompts = [tokenizer(build_prompt(source, pair, template))["input_ids"] for source in sources]
+    if max_new_tokens is None:
+        max_new_tokens = 16 + 2 * max(len(tokenizer(source)["input_ids"]) for source in sources)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    length = max(map(len, prompts))
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    routing = {"language_pairs": [pair] * len(prompts)} if routed_pairs(model) else {}
+    output = model.generate(  # type: ignore[operator]
+        input_ids=input_ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        stopping_criteria=StoppingCriteriaList([stop]),
+        **{"do_sample": False, "num_beams": 1, **options},
+        **routing,
+    )
+    generated = output[:, length:].tolist()
+    lines, num_runaway = [], 0
+    for ids in generated:
+        ended = tokenizer.eos_token_id in ids
+        text = tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)] if ended else ids, skip_special_tokens=True)
+        line, line_end, _ = text.lstrip().partition("\n")
+        num_runaway += not ended and not line_end and len(ids) >= max_new_tokens
+        lines.append(line.strip())
+    return lines, num_runaway

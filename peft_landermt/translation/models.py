@@ -1,0 +1,32 @@
+"""What the translation wing asks of a model, whether it is a base model, a LANDER model or another PEFT model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+def routed_pairs(model: nn.Module) -> list[str]:
+    """Pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
+    return list(getattr(model, "routed_language_pairs", ()))
+
+
+def accepts_logits_to_keep(model: nn.Module) -> bool:
+    """Whether the transformers model can be asked for the logits of its last positions only."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return "logits_to_keep" in inspect.signature(base.forward).parameters  # type: ignore[union-attr]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module in its own mode again outside."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

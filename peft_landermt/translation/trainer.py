@@ -1,0 +1,133 @@
+"""Training on rows of mixed language pairs with transformers' Trainer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ..errors import CorpusError
+from .collator import IGNORED, TranslationCollator
+from .models import accepts_logits_to_keep, routed_pairs
+from .scoring import evaluate_translation
+
+
+class LanderTrainer(Trainer):
+    """A `transformers.Trainer` for translation rows: mappings with `source`, `target` and `language_pair`.
+
+    Pairs may be mixed within a batch. The model can be a LANDER model, a base model or one of another PEFT method, so
+    that baselines see the same rows in the same order. Logits are computed only where there are labels, if the model
+    can do that.
+
+    Args:
+        model: The model to train.
+        args: Training arguments; by default AdamW with learning rate 5e-5, as in the paper.
+        data_collator: By default a [`TranslationCollator`] with `args.seed`.
+        train_dataset: Rows to train on.
+        eval_dataset: Rows to evaluate on.
+        processing_class: Tokenizer of the model.
+        predict_with_generate: Whether `evaluate` also translates the evaluation rows and adds BLEU and chrF++ for
+            every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
+        generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.
+        trainer_options: All other arguments of `transformers.Trainer`.
+
+    Raises:
+        CorpusError: The first training row lacks a field, or names a pair that the adapter does not hold.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        predict_with_generate: bool = False,
+        generation_options: dict[str, Any] | None = None,
+        **trainer_options: Any,
+    ) -> None:
+        if data_collator is None:
+            if processing_class is None:
+                raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
+            data_collator = TranslationCollator(processing_class, seed=args.seed if args is not None else 0)
+        self.predict_with_generate = predict_with_generate
+        self.generation_options = dict(generation_options or {})
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **trainer_options,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        self._signature_columns += ["source", "target", "language_pair"]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a batch from the collator; see `transformers.Trainer.compute_loss`."""
+        inputs = dict(inputs)
+        plain = self.accelerator.unwrap_model(model)
+        pairs = inputs.pop("language_pairs", None)
+        if pairs is not None and routed_pairs(plain):
+            inputs["language_pairs"] = pairs
+        if "labels" in inputs and accepts_logits_to_keep(plain):
+            inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
+            inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and, with `predict_with_generate`, BLEU and chrF++ of the evaluation rows."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if not self.predict_with_generate or isinstance(rows, (dict, str)):
+            return metrics
+        scores = self._score(rows, metric_key_prefix)
+        self.log(scores)
+        return {**metrics, **scores}
+
+    def _score(self, rows: Any, prefix: str) -> dict[str, float]:
+        by_pair: dict[str, list[Any]] = defaultdict(list)
+        for row in rows:
+            by_pair[row["language_pair"]].append(row)
+        scores: dict[str, float] = {}
+        for pair, members in by_pair.items():
+            sources, references = ([row[name] for row in members] for name in ("source", "target"))
+            result = evaluate_translation(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                sources,
+                references,
+                pair,
+                **{"batch_size": self.args.per_device_eval_batch_size, **self.generation_options},
+            )
+            scores[f"{prefix}_bleu_{pair}"], scores[f"{prefix}_chrf_{pair}"] = result.bleu, result.chrf
+        for name in ("bleu", "chrf"):
+            scores[f"{prefix}_{name}"] = sum(scores[f"{prefix}_{name}_{pair}"] for pair in by_pair) / len(by_pair)
+        return scores
+
+
+def _labelled_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions from the one before the first label of any row to the last, so that every label has its logits.
+
+    Given as a tensor, not as a number, the model copies the hidden states it needs into one block; the head is a
+    single product then, instead of one for each row.
+    """
+    labelled = (labels != IGNORED).any(dim=0)
+    first = int(labelled.int().argmax()) if bool(labelled.any()) else labels.shape[1] - 1
+    return torch.arange(max(first - 1, 0), labels.shape[1], device=labels.device)
