@@ -6,7 +6,7 @@ Importing this package registers the PEFT type `LANDER`; nothing else happens.
 from .detection import detect_neurons
 from .neuron_map import NeuronMap
 from .translation import LanderTrainer, TranslationCollator, evaluate_translation, translate
-from .tuner import LanderConfig, LanderFFN, LanderModel
+from .tuner import LanderConfig, LanderFFN, LanderModel, join_adapters, split_adapter
 from .tuner.registration import register
 from .version import __version__
 
@@ -22,5 +22,7 @@ __all__ = [
     "__version__",
     "detect_neurons",
     "evaluate_translation",
+    "join_adapters",
+    "split_adapter",
     "translate",
 ]

@@ -1,0 +1,49 @@
+"""The command line `landermt`: one file per subcommand. The library raises; this parses and prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import LanderError
+from ..version import __version__
+from . import detect, evaluate, inspect, join, quickstart, split, train, translate
+
+_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, split, join)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="landermt", description="Adapt language models to translation, one language pair at a time."
+    )
+    parser.add_argument("--version", action="version", version=f"peft_landermt {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        arguments: Command line without the program's name; that of the process by default.
+
+    Returns:
+        Exit status: 0; 2 for bad input, told in one line; 130 when interrupted.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (LanderError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"landermt {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlandermt: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -75,5 +75,4 @@ def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> t
     """
     folder = convert_demo_base()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    model.config.name_or_path = model.name_or_path = NAME
     return model, AutoTokenizer.from_pretrained(folder)

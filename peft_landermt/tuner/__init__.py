@@ -1,7 +1,8 @@
 """What is plugged into PEFT."""
 
+from .adapters import join_adapters, split_adapter
 from .config import LanderConfig
 from .layer import LanderFFN
 from .model import LanderModel
 
-__all__ = ["LanderConfig", "LanderFFN", "LanderModel"]
+__all__ = ["LanderConfig", "LanderFFN", "LanderModel", "join_adapters", "split_adapter"]

@@ -1,0 +1,21 @@
+.PHONY: test quality style slow bench
+
+test:  ## what CI runs
+	pytest
+
+slow:  ## tests on the real base model, and all other slow ones
+	pytest -m "slow or not slow"
+
+quality:  ## lint, format and types, changing nothing
+	ruff check .
+	ruff format --check .
+	mypy
+
+style:  ## repair lint and format
+	ruff check --fix .
+	ruff format .
+
+bench:  ## needs DATA=folder with train/ and flores200/
+	python benchmarks/detection_stability.py
+	python benchmarks/finetune.py --data $(DATA) --method lander --output benchmarks/results/finetune.jsonl
+	python benchmarks/finetune.py --data $(DATA) --method lora --output benchmarks/results/finetune.jsonl

@@ -1,0 +1,7 @@
+"""`python -m peft_landermt.cli` is `landermt`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

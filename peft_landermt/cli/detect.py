@@ -1,0 +1,64 @@
+"""`landermt detect`: a neuron map from parallel text files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..detection import detect_neurons
+from .inspect import print_neuron_map
+from .options import add_model_options, load_model, parse_assignments, read_lines
+
+_EXAMPLE = """example:
+  landermt detect --sentences en=calib.en de=calib.de --pairs en-de de-en --output map.safetensors"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "detect",
+        help="find the layers and neurons of language pairs",
+        description="Find the layers and neurons that matter to language pairs, from parallel sentences.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--sentences",
+        nargs="+",
+        required=True,
+        metavar="LANG=FILE",
+        help="one sentence a line, the same in every file",
+    )
+    parser.add_argument("--pairs", nargs="+", required=True, help="directions, such as en-de de-en")
+    parser.add_argument("--output", required=True, help="neuron map to write, such as map.safetensors")
+    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair (default: %(default)s)")
+    parser.add_argument(
+        "--general-ratio", type=float, default=0.9, help="share of language-general neurons (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
+    parser.add_argument("--activation-statistic", choices=("mean", "mean_abs"), default="mean")
+    parser.add_argument("--no-normalize-awareness", dest="normalize_awareness", action="store_false")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    sentences = {
+        language: read_lines(path) for language, path in parse_assignments(options.sentences, "--sentences").items()
+    }
+    model, tokenizer = load_model(options)
+    neuron_map = detect_neurons(
+        model,
+        tokenizer,
+        sentences,
+        options.pairs,
+        num_layers=options.num_layers,
+        general_ratio=options.general_ratio,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        activation_statistic=options.activation_statistic,
+        normalize_awareness=options.normalize_awareness,
+    )
+    neuron_map.save(options.output)
+    print_neuron_map(neuron_map)
+    print(f"written: {options.output}")

@@ -1,0 +1,55 @@
+"""`landermt evaluate`: BLEU and chrF++ of a base model or an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..translation import evaluate_translation, read_corpus
+from .options import add_model_options, load_adapted_model, parse_assignments
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score translations of a corpus",
+        description="Translate corpora and score the result with sacreBLEU.",
+        epilog="example:\n  landermt evaluate --adapter out --data en-de=test.tsv --output scores.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser, adapter=True)
+    parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--limit", type=int, help="score only this many sentences of each corpus")
+    parser.add_argument("--output", help="JSON file for scores, signatures and translations")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
+    model, tokenizer = load_adapted_model(options)
+    results = {}
+    print("| pair | BLEU | chrF++ | empty | runaway |\n|---|---|---|---|---|")
+    for pair, corpus in corpora.items():
+        examples = corpus.examples[: options.limit]
+        score = evaluate_translation(
+            model,
+            tokenizer,
+            [example.source for example in examples],
+            [example.target for example in examples],
+            pair,
+            batch_size=options.batch_size,
+            num_beams=options.num_beams,
+            progress=True,
+        )
+        results[pair] = asdict(score)
+        print(
+            f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
+        )
+        print(f"{score.bleu_signature}\n{score.chrf_signature}")
+    if options.output:
+        Path(options.output).write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

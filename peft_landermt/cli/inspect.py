@@ -1,0 +1,69 @@
+"""`landermt inspect`: what is in a neuron map or an adapter folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+from ..errors import AdapterError
+from ..neuron_map import NeuronMap
+from ..tuner import LanderConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show a neuron map or an adapter",
+        description="Show what is in a neuron map or an adapter folder.",
+    )
+    parser.add_argument("path", help="a neuron map file or an adapter folder")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if os.path.isdir(options.path):
+        print_adapter(Path(options.path))
+    else:
+        print_neuron_map(NeuronMap.load(options.path))
+
+
+def print_neuron_map(neuron_map: NeuronMap) -> None:
+    """Layers and conditional awareness of every pair, and neurons of every language in these layers."""
+    print(neuron_map.signature)
+    print("\n| pair | layers (CAR) |\n|---|---|")
+    for pair in neuron_map.language_pairs:
+        layers = ", ".join(f"{layer} ({neuron_map.car(layer, pair):.3f})" for layer in neuron_map.layers(pair))
+        print(f"| {pair} | {layers} |")
+    print(f"\n| layer | general | {' | '.join(neuron_map.languages)} |")
+    print("|---|---|" + "---|" * len(neuron_map.languages))
+    used = sorted({layer for pair in neuron_map.language_pairs for layer in neuron_map.layers(pair)})
+    for layer in used:
+        specific = " | ".join(str(len(neuron_map.specific(layer, language))) for language in neuron_map.languages)
+        print(f"| {layer} | {len(neuron_map.general(layer))} | {specific} |")
+
+
+def print_adapter(folder: Path) -> None:
+    """Pairs, options and sizes of an adapter folder."""
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LanderConfig):
+        raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one.")
+    print(f"language pairs: {', '.join(config.language_pairs or ['none named'])}")
+    print(f"base model: {config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})")
+    print(f"neuron map: {config.neuron_map_signature or 'none: all neurons are general'}")
+    print(
+        f"options: car={config.car} inactive_neurons={config.inactive_neurons} tune={config.tune} "
+        f"general_rank={config.general_rank}"
+    )
+    size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+    print(f"size: {size / 1e6:.2f} MB")
+    if config.neuron_counts:
+        print("\n| FFN | neurons | general | specific | pairs |\n|---|---|---|---|---|")
+        for module, counts in config.neuron_counts.items():
+            specific = ", ".join(f"{language} {count}" for language, count in counts["specific"].items())
+            pairs = ", ".join(counts["language_pairs"])
+            print(f"| {module} | {counts['neurons']} | {counts['general']} | {specific} | {pairs} |")

@@ -1,0 +1,33 @@
+"""`landermt join`: one adapter from adapters of single language pairs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..tuner.adapters import join_adapters
+from ..tuner.card import write_model_card
+from .options import add_model_options, load_model
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "join",
+        help="join adapters that were split",
+        description="Join adapters of single language pairs, made by splitting one adapter, into one adapter again.",
+        epilog="example:\n  landermt join out/pairs/en-de out/pairs/de-en --output joined",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    parser.add_argument("adapters", nargs="+", help="adapter folders")
+    parser.add_argument("--output", required=True, help="adapter folder to write")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    base, _ = load_model(options)
+    model = join_adapters(base, options.adapters)
+    model.save_pretrained(options.output)
+    write_model_card(model.peft_config["default"], Path(options.output))
+    print(f"written: {options.output}")

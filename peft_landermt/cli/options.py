@@ -1,0 +1,74 @@
+"""Options that several subcommands share, and how they become models and corpora."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ..demo import load_demo_base
+from ..errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) -> None:
+    """Add `--model`, `--dtype`, `--device` and, if asked for, `--adapter`."""
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help="base model: a folder, a Hub id, or 'demo', Gemma 3 270M (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="type of the base weights; auto: float32 on a CPU, else bfloat16",
+    )
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one)")
+    if adapter:
+        parser.add_argument("--adapter", help="adapter folder or Hub id; without it, the base model is used")
+
+
+def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The base model and its tokenizer, as the options say."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
+    if options.model == "demo":
+        return load_demo_base(dtype, device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device)
+    return model, AutoTokenizer.from_pretrained(options.model)
+
+
+def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The base model with `--adapter`, if one is named, and its tokenizer."""
+    model, tokenizer = load_model(options)
+    return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
+
+
+def parse_assignments(values: list[str], option: str) -> dict[str, str]:
+    """`["en-de=corpus.tsv", ...]` as a dictionary.
+
+    Raises:
+        ConfigError: A value has no `=`, or a key comes twice.
+    """
+    parsed: dict[str, str] = {}
+    for value in values:
+        key, separator, rest = value.partition("=")
+        if not separator or not rest or key in parsed:
+            raise ConfigError(option, value, "expected KEY=FILE, each key once, such as en-de=corpus.tsv.")
+        parsed[key] = rest
+    return parsed
+
+
+def read_lines(path: str) -> list[str]:
+    """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
+    return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")

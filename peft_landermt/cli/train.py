@@ -1,0 +1,98 @@
+"""`landermt train`: an adapter for one or more language pairs from parallel corpora."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from transformers import TrainingArguments, set_seed
+
+from ..errors import ConfigError
+from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
+from ..tuner import LanderConfig
+from ..tuner.card import write_model_card
+from .options import add_model_options, load_model, parse_assignments
+
+_EXAMPLE = """example:
+  landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train an adapter",
+        description="Train an adapter for one or more language pairs. Corpora: TSV, JSON lines, the common prefix of "
+        "two line-aligned files (corpus for corpus.en and corpus.de), or the name of a data set.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")
+    parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
+    parser.add_argument("--output", required=True, help="adapter folder to write")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--accumulation", type=int, default=2, help="batches per optimizer step (default: %(default)s)"
+    )
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and translation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    parser.add_argument("--save-steps", type=int, default=500)
+    group = parser.add_argument_group("adapter")
+    group.add_argument("--car", choices=("off", "paper", "proportional", "token", "learned"), default="off")
+    group.add_argument("--inactive-neurons", choices=("keep", "drop"), default="keep")
+    group.add_argument("--tune", choices=("pair", "general", "specific", "layers"), default="pair")
+    group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.epochs <= 0 or options.lr <= 0:
+        raise ConfigError("--epochs or --lr", (options.epochs, options.lr), "must be positive.")
+    rows = []
+    for pair, path in parse_assignments(options.data, "--data").items():
+        corpus, report = clean(read_corpus(path, pair))
+        print(f"{pair}: {report}")
+        rows += [example.to_row() for example in corpus]
+    config = LanderConfig(
+        task_type="CAUSAL_LM",
+        neuron_map=options.neuron_map,
+        language_pairs=list(parse_assignments(options.data, "--data")),
+        car=options.car,
+        inactive_neurons=options.inactive_neurons,
+        tune=options.tune,
+        general_rank=options.general_rank or None,
+    )
+    set_seed(options.seed)
+    base, tokenizer = load_model(options)
+    model = get_peft_model(base, config)
+    model.print_trainable_parameters()
+    trainer = LanderTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.output,
+            num_train_epochs=options.epochs,
+            learning_rate=options.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            per_device_train_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.accumulation,
+            save_steps=options.save_steps,
+            save_total_limit=2,
+            logging_steps=10,
+            report_to=[],
+            seed=options.seed,
+            use_cpu=base.device.type == "cpu",
+        ),
+        data_collator=TranslationCollator(tokenizer, seed=options.seed, max_length=options.max_length),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=options.resume or None)
+    model.save_pretrained(options.output)
+    write_model_card(model.peft_config["default"], Path(options.output))
+    print(f"written: {options.output}")

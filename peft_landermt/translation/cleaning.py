@@ -1,0 +1,113 @@
+"""Rules that remove sentence pairs that would teach a model nothing, or something wrong."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from ..errors import CorpusError
+from ..language_pair import parse_pair
+from .corpus import Corpus, TranslationExample
+
+RULES: tuple[str, ...] = ("empty", "too_long", "length_ratio", "copy", "duplicate")
+"""Names of the rules, in the order in which they are applied."""
+
+_CHARACTER_WEIGHTS = {"zh": 3, "ja": 3, "ko": 2}
+"""About how many characters of an alphabetic script one character of these languages is worth."""
+
+_RATIO_MIN_CHARACTERS = 20
+"""Short sentences differ in length by chance: "Yes." is "Oui, c'est ça."."""
+
+
+@dataclass(frozen=True)
+class CleaningReport:
+    """What [`clean`] kept and removed.
+
+    Attributes:
+        kept: Number of examples kept.
+        removed: Number of examples removed by each rule; all of `RULES`, in order.
+    """
+
+    kept: int
+    removed: dict[str, int]
+
+    def __str__(self) -> str:
+        total = self.kept + sum(self.removed.values())
+        return f"kept {self.kept} of {total} sentence pairs; removed: {_describe(self.removed)}"
+
+
+def clean(
+    corpus: Corpus, *, max_characters: int = 1000, max_length_ratio: float = 4.0
+) -> tuple[Corpus, CleaningReport]:
+    """Normalise the text of a corpus and leave out the examples that break a rule.
+
+    Text is brought to Unicode's composed form (NFC), and every run of whitespace, no-break spaces and line separators
+    included, becomes one space, with none at the ends. The rules see, and the result holds, the normalised text.
+    An example counts under the first rule that it breaks:
+
+    - `empty`: a side has no text.
+    - `too_long`: a side has more than `max_characters` characters.
+    - `length_ratio`: one side is more than `max_length_ratio` times as long as the other. Lengths are in characters,
+      times 3 for Chinese and Japanese and times 2 for Korean, whose characters say more. Only applied where the
+      longer side, measured so, is longer than 20.
+    - `copy`: source and target are the same but for case.
+    - `duplicate`: an earlier example of the same language pair has the same source and target.
+
+    Args:
+        corpus: What to clean; left as it is.
+        max_characters: Most characters (Unicode code points) a sentence may have.
+        max_length_ratio: Highest ratio of the lengths of a pair, at least 1.
+
+    Returns:
+        The cleaned corpus, with the order and the `skipped` counts of `corpus`, and what was removed.
+
+    Raises:
+        CorpusError: A limit is out of range, or no example is left.
+        LanguagePairError: An example has a malformed language pair.
+    """
+    if max_characters < 1:
+        raise CorpusError("max_characters", max_characters, "must be at least 1.")
+    if not max_length_ratio >= 1:  # so written, it refuses NaN
+        raise CorpusError("max_length_ratio", max_length_ratio, "must be at least 1.")
+    removed = dict.fromkeys(RULES, 0)
+    kept: dict[TranslationExample, None] = {}
+    for raw in corpus:
+        example = TranslationExample(_normalise(raw.source), _normalise(raw.target), raw.language_pair)
+        rule = _broken_rule(example, max_characters, max_length_ratio) or ("duplicate" if example in kept else None)
+        if rule is None:
+            kept[example] = None
+        else:
+            removed[rule] += 1
+    if not kept:
+        remedy = f"cleaning leaves none of them ({_describe(removed)}); check the corpus and the limits."
+        raise CorpusError("corpus", f"{len(corpus)} sentence pairs", remedy)
+    return Corpus(list(kept), Counter(corpus.skipped)), CleaningReport(len(kept), removed)
+
+
+def _normalise(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _broken_rule(example: TranslationExample, max_characters: int, max_length_ratio: float) -> str | None:
+    """The first broken rule, of those that look at one example alone."""
+    source, target = example.source, example.target
+    if not source or not target:
+        return "empty"
+    if max(len(source), len(target)) > max_characters:
+        return "too_long"
+    pair = parse_pair(example.language_pair)
+    shorter, longer = sorted((_weighted_length(source, pair.source), _weighted_length(target, pair.target)))
+    if longer > _RATIO_MIN_CHARACTERS and longer > max_length_ratio * shorter:
+        return "length_ratio"
+    if source.casefold() == target.casefold():
+        return "copy"
+    return None
+
+
+def _weighted_length(text: str, language: str) -> int:
+    return len(text) * _CHARACTER_WEIGHTS.get(language.split("_")[0], 1)
+
+
+def _describe(removed: dict[str, int]) -> str:
+    return ", ".join(f"{rule} {count}" for rule, count in removed.items())
