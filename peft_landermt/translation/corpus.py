@@ -163,7 +163,7 @@ def read_dataset(
             whole.
         columns: Names of the source and the target column.
         config_name: Configuration of the data set, for example `de-en`; unused for folders of `save_to_disk`.
-        streaming: Read while downloading, and keep nothing in the cache; unused for folders of `save_to_disk`.
+        streaming: Read while downloading, without a copy in the cache; unused for folders of `save_to_disk`.
 
     Raises:
         CorpusError: The data set cannot be loaded, lacks the split or the columns, or has no usable row.
@@ -223,7 +223,7 @@ def _read_lines(path: str | os.PathLike[str], field_name: str) -> Iterator[str |
                 except UnicodeDecodeError:
                     yield None
     except FileNotFoundError as error:
-        raise CorpusError(field_name, name, "there is no such file.") from error
+        raise CorpusError(field_name, name, "there is no such file; check the path.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(field_name, name, f"cannot be read ({error}); give an undamaged file.") from error
 
@@ -281,7 +281,8 @@ def _load_rows(name: str, split: str, config_name: str | None, streaming: bool) 
             yield from saved[split] if isinstance(saved, DatasetDict) else saved
         else:
             yield from load_dataset(name, config_name, split=split, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    # LookupError: how load_from_disk fails on a data set that was saved without rows
+    except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         raise CorpusError("name_or_path, split", (name, split), f"cannot be loaded ({error}); {_FORMS}.") from error
 
 

@@ -20,7 +20,7 @@ TEMPLATES: tuple[str, ...] = (
     "Task: {source_language} to {target_language} translation\nInput: {source}\nOutput:",
     "Write the {target_language} version of this {source_language} passage.\n\n{source}\n\n{target_language} version:",
 )
-"""Each holds `{source_language}`, `{target_language}` and `{source}`, and goes on with a space and the translation."""
+"""Each holds `{source_language}`, `{target_language}` and `{source}`; a space and the translation follow it."""
 
 
 def choose_template(index: int, seed: int, templates: Sequence[str] = TEMPLATES) -> str:
@@ -48,7 +48,7 @@ def build_prompt(source: str, language_pair: str, template: str = TEMPLATES[0]) 
     Args:
         source: Sentence to translate.
         language_pair: Direction, such as `en-de`; the prompt has the English names of its languages.
-        template: One of `TEMPLATES`, or one of your own with `{source}` and, as wanted, `{source_language}` and
+        template: One of `TEMPLATES`, or one of your own with `{source}` and, if wanted, `{source_language}` and
             `{target_language}`; other braces are doubled.
 
     Raises:
@@ -56,7 +56,7 @@ def build_prompt(source: str, language_pair: str, template: str = TEMPLATES[0]) 
         LanguagePairError: `language_pair` is malformed.
     """
     pair = parse_pair(language_pair)
-    remedy = "use {source}, {source_language} and {target_language}, the first in any case, and double other braces."
+    remedy = "must hold {source}, may hold {source_language} and {target_language}; double all other braces."
     if "{source}" not in template:
         raise CorpusError("template", template, remedy)
     try:

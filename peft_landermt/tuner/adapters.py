@@ -103,8 +103,6 @@ def join_adapters(
         _check_same(first, config, folder, other)
         _join(config, state, other, other_state, folder)
     config.inference_mode = False
-    if config.neuron_counts is not None:
-        config.target_modules = set(config.neuron_counts)
     model = get_peft_model(base, config, adapter_name=adapter_name)
     set_peft_model_state_dict(model, state, adapter_name=adapter_name)
     return model
@@ -132,7 +130,6 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
                 block = _block(key.removeprefix(prefix), counts)
                 if block in (None, GENERAL_BLOCK) or block in specific:
                     kept[key] = _rows(key, value, [index])
-    chosen.target_modules = set(chosen.neuron_counts)
     return chosen, kept
 
 

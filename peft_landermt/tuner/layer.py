@@ -228,16 +228,13 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         return weight.device, weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move an adapter to the device of the FFN and its deltas to the FFN's type; awareness keeps its precision."""
+        """Move an adapter to the device of the FFN; what was loaded keeps its type and so its precision."""
         if adapter_name not in self.lander_blocks:
             return
         blocks = self.blocks(adapter_name)
         if any(tensor.is_meta for tensor in (*blocks.parameters(), *blocks.buffers())):
             return
-        base_device, dtype = self._device_and_dtype()
-        blocks.to(device or base_device)
-        for parameter in blocks.parameters():
-            parameter.data = parameter.data.to(dtype)
+        blocks.to(device or self._device_and_dtype()[0])
 
     def __getattr__(self, name: str) -> Any:
         """Forward attributes that this module lacks to the base FFN, which some models read from outside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,14 +59,18 @@ class LanderModel(BaseTuner):
     # Making adapters
 
     def _prepare_adapter_config(self, peft_config: LanderConfig, model_config: dict[str, Any]) -> LanderConfig:
-        if peft_config.neuron_counts is not None and peft_config.target_modules is None:
-            peft_config.target_modules = set(peft_config.neuron_counts)
-        elif peft_config.target_modules is None:
-            peft_config.target_modules = _default_targets(self.model)
+        # The config stays as the caller made it; default targets are kept here.
+        if peft_config.target_modules is None and peft_config.neuron_counts is None:
+            self.__dict__["_default_targets"] = _default_targets(self.model)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
-        found = BaseTuner._check_target_module_exists(peft_config, key)
+        matched = peft_config
+        if peft_config.target_modules is None:
+            matched = copy.copy(peft_config)
+            counts = peft_config.neuron_counts
+            matched.target_modules = set(counts) if counts is not None else self.__dict__["_default_targets"]
+        found = BaseTuner._check_target_module_exists(matched, key)
         if found and peft_config.neuron_counts is not None:
             return key in peft_config.neuron_counts
         return found

@@ -1,0 +1,134 @@
+"""Cleaning: what each rule removes and spares, the order of rules, normalisation, and the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from peft_landermt.errors import CorpusError
+from peft_landermt.translation.cleaning import RULES, CleaningReport, clean
+from peft_landermt.translation.corpus import Corpus, TranslationExample
+
+GOOD = TranslationExample("The house is old.", "Das Haus ist alt.", "en-de")
+
+
+def removed_by(source: str, target: str, pair: str = "en-de", **limits: Any) -> str | None:
+    """The rule that removes an example, or None where it is kept."""
+    corpus = Corpus([TranslationExample("one", "two", "en-fr"), TranslationExample(source, target, pair)])
+    _, report = clean(corpus, **limits)
+    rules = [rule for rule, count in report.removed.items() if count]
+    assert report.kept + len(rules) == 2
+    return rules[0] if rules else None
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "rule"),
+    [
+        ("", "Haus", "empty"),
+        ("house", " \t\u00a0\u3000", "empty"),
+        ("", "", "empty"),
+        ("a" * 1000, "b" * 1000, None),
+        ("a" * 1001, "b" * 1000, "too_long"),
+        ("a" * 1000, "b" * 1001, "too_long"),
+        ("a" * 5, "b" * 20, None),
+        ("a" * 5, "b" * 21, "length_ratio"),
+        ("a" * 21, "b" * 5, "length_ratio"),
+        ("a" * 6, "b" * 24, None),
+        ("a", "b" * 20, None),
+        ("Straße  Nr. 1", "STRASSE nr. 1", "copy"),
+        ("caf\u00e9", "Cafe\u0301", "copy"),
+        ("café", "cafe", None),
+    ],
+)
+def test_rules_of_one_example(source: str, target: str, rule: str | None) -> None:
+    assert removed_by(source, target) == rule
+
+
+@pytest.mark.parametrize(
+    ("pair", "weight"), [("en-zh", 3), ("en-ja", 3), ("en-ko", 2), ("en-zh_Hant", 3), ("en-zu", 1)]
+)
+def test_length_ratio_weighs_dense_scripts(pair: str, weight: int) -> None:
+    dense, longest = "字" * 10, 4 * 10 * weight
+    assert removed_by("a" * longest, dense, pair) is None
+    assert removed_by("a" * (longest + 1), dense, pair) == "length_ratio"
+    reverse = "-".join(reversed(pair.split("-")))
+    assert removed_by(dense, "a" * (longest + 1), reverse) == "length_ratio"
+    # 21 weighted characters of the dense side are enough for the rule to apply
+    assert removed_by("a", "字" * (20 // weight), pair) is None
+    assert removed_by("a", "字" * (20 // weight + 1), pair) == "length_ratio"
+
+
+def test_limits() -> None:
+    assert removed_by("a" * 11, "b" * 11, max_characters=10) == "too_long"
+    assert removed_by("a" * 30, "b" * 20, max_length_ratio=1.4) == "length_ratio"
+    assert removed_by("a" * 30, "b" * 20, max_length_ratio=1.5) is None
+    assert removed_by("a", "b" * 900, max_length_ratio=float("inf")) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_characters", 0), ("max_length_ratio", 0.9), ("max_length_ratio", float("nan"))],
+)
+def test_limits_out_of_range(field: str, value: Any) -> None:
+    with pytest.raises(CorpusError, match=f"{field}={value}: must be at least 1") as caught:
+        clean(Corpus([GOOD]), **{field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        (" a\u00a0\u202f b\u2028c\x0bd\r", "a b c d"),
+        ("\ufb01n", "\ufb01n"),
+        ("a\u200bb", "a\u200bb"),
+    ],
+)
+def test_text_is_normalised(raw: str, normal: str) -> None:
+    kept, _ = clean(Corpus([TranslationExample(raw, f"x {raw}", "en-de")]))
+    assert kept.examples == [TranslationExample(normal, f"x {normal}", "en-de")]
+
+
+def test_duplicates_are_counted_within_a_language_pair() -> None:
+    house, spaced = GOOD, TranslationExample(" The  house is old.", "Das Haus\u00a0ist alt.", "en-de")
+    dutch = TranslationExample(house.source, house.target, "en-nl")
+    other = TranslationExample(house.source, "Alt ist das Haus.", "en-de")
+    kept, report = clean(Corpus([house, spaced, dutch, other, house, dutch]))
+    assert kept.examples == [house, dutch, other]
+    assert report.removed["duplicate"] == 3
+
+
+def test_an_example_counts_under_the_first_rule_it_breaks() -> None:
+    long, short = "a" * 1001, "b"
+    rows = [("", long), (long, long), (long, short), ("a" * 30, short), ("tea", "Tea"), ("tea", "Tea")]
+    _, report = clean(Corpus([GOOD, GOOD, *(TranslationExample(s, t, "en-de") for s, t in rows)]))
+    assert report == CleaningReport(1, {"empty": 1, "too_long": 2, "length_ratio": 1, "copy": 2, "duplicate": 1})
+
+
+def test_report_names_every_rule_in_order_on_one_line() -> None:
+    kept, report = clean(Corpus([GOOD, TranslationExample("", "x", "en-de"), GOOD]))
+    assert len(kept) == report.kept == 1
+    assert tuple(report.removed) == RULES
+    assert str(report) == (
+        "kept 1 of 3 sentence pairs; removed: empty 1, too_long 0, length_ratio 0, copy 0, duplicate 1"
+    )
+
+
+def test_the_input_stays_and_its_skipped_rows_are_passed_on() -> None:
+    corpus = Corpus([TranslationExample(" a ", "b", "en-de")], Counter({"not UTF-8": 2}))
+    kept, _ = clean(corpus)
+    assert corpus.examples[0].source == " a "
+    assert kept.skipped == corpus.skipped
+    kept.skipped["not UTF-8"] += 1
+    assert corpus.skipped == {"not UTF-8": 2}
+
+
+def test_nothing_left_is_an_error_with_all_counts() -> None:
+    with pytest.raises(CorpusError) as caught:
+        clean(Corpus([TranslationExample("tea", "Tea", "en-de"), TranslationExample("", "", "en-de")]))
+    assert str(caught.value) == (
+        "corpus='2 sentence pairs': cleaning leaves none of them "
+        "(empty 1, too_long 0, length_ratio 0, copy 1, duplicate 0); check the corpus and the limits."
+    )
