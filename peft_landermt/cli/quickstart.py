@@ -51,9 +51,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--calibration-sentences", type=int, default=32)
-    parser.add_argument("--train-sentences", type=int, default=128, help="per direction (default: %(default)s)")
-    parser.add_argument("--test-sentences", type=int, default=32, help="per direction (default: %(default)s)")
+    parser.add_argument("--calibration-sentences", type=int, default=24)
+    parser.add_argument("--train-sentences", type=int, default=80, help="per direction (default: %(default)s)")
+    parser.add_argument("--test-sentences", type=int, default=24, help="per direction (default: %(default)s)")
     parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder for the neuron map, the adapters and results.json")
@@ -179,6 +179,7 @@ def _train(model: Any, tokenizer: Any, corpus: DemoCorpus, options: argparse.Nam
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             per_device_train_batch_size=options.batch_size,
+            train_sampling_strategy="group_by_length",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

@@ -55,8 +55,10 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("--epochs or --lr", (options.epochs, options.lr), "must be positive.")
     rows = []
     for pair, path in parse_assignments(options.data, "--data").items():
-        corpus, report = clean(read_corpus(path, pair))
-        print(f"{pair}: {report}")
+        read = read_corpus(path, pair)
+        corpus, report = clean(read)
+        unreadable = "".join(f"; {count} rows skipped: {reason}" for reason, count in read.skipped.items())
+        print(f"{pair}: {report}{unreadable}")
         rows += [example.to_row() for example in corpus]
     config = LanderConfig(
         task_type="CAUSAL_LM",

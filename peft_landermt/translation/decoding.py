@@ -31,17 +31,22 @@ class Translations:
 
 
 class _StopAtLineEnd(StoppingCriteria):
-    """A translation is one line: a row is done when its last new token holds a line end."""
+    """A translation is one line: a row is done at the first line end after some text."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, prompt_length: int) -> None:
         self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
         self.ends: dict[int, bool] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         last = input_ids[:, -1].tolist()
         for token in set(last) - self.ends.keys():
             self.ends[token] = "\n" in self.tokenizer.decode([token])
-        return torch.tensor([self.ends[token] for token in last], device=input_ids.device)
+        done = [self.ends[token] and self._has_line(input_ids[row]) for row, token in enumerate(last)]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _has_line(self, ids: torch.Tensor) -> bool:
+        return "\n" in self.tokenizer.decode(ids[self.prompt_length :].tolist(), skip_special_tokens=True).lstrip()
 
 
 def translate(
@@ -110,13 +115,12 @@ def translate_counted(
     texts = [""] * len(sentences)
     num_runaway = 0
     order = sorted((i for i, text in enumerate(sentences) if text.strip()), key=lambda i: (len(sentences[i]), i))
-    stop = _StopAtLineEnd(tokenizer)
     with evaluating(model), tqdm(total=len(order), desc=f"Translating {pair}", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             sources = [" ".join(sentences[index].split()) for index in chosen]
             lines, runaway = _translate_batch(
-                model, tokenizer, sources, pair, max_new_tokens, template, stop, generation_options
+                model, tokenizer, sources, pair, max_new_tokens, template, generation_options
             )
             for index, line in zip(chosen, lines, strict=True):
                 texts[index] = line
@@ -132,7 +136,6 @@ def _translate_batch(
     pair: str,
     max_new_tokens: int | None,
     template: str,
-    stop: _StopAtLineEnd,
     options: dict[str, Any],
 ) -> tuple[list[str], int]:
     prompts = [tokenizer(build_prompt(source, pair, template))["input_ids"] for source in sources]
@@ -149,7 +152,7 @@ def _translate_batch(
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        stopping_criteria=StoppingCriteriaList([stop]),
+        stopping_criteria=StoppingCriteriaList([_StopAtLineEnd(tokenizer, length)]),
         **{"do_sample": False, "num_beams": 1, **options},
         **routing,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import CorpusError
 from .collator import IGNORED, TranslationCollator
@@ -70,6 +71,15 @@ class LanderTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         assert self._signature_columns is not None
         self._signature_columns += ["source", "target", "language_pair"]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(rows, "__len__"):
+            return super()._get_train_sampler(train_dataset)
+        # rows are not tokenized yet; characters tell well enough which ones are alike
+        lengths = [len(row["source"]) + len(row["target"]) for row in rows]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=lengths)
 
     def compute_loss(
         self,
