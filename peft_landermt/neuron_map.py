@@ -143,6 +143,7 @@ class NeuronMap:
                 tensor = getattr(entry, key)
                 tensors[f"{index}.{key}"] = (tensor.to(torch.int32) if key == "owner" else tensor).contiguous()
         header = {
+            "format": _FORMAT,
             "languages": self.languages,
             "pair_layers": self.pair_layers,
             "layer_changes": self.layer_changes,
@@ -155,9 +156,8 @@ class NeuronMap:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        save_file(
-            tensors, partial, {"format": "pt", "neuron_map": _FORMAT, "header": json.dumps(header, sort_keys=True)}
-        )
+        # one metadata entry, because safetensors writes several in any order; the order of the pairs is kept
+        save_file(tensors, partial, {"neuron_map": json.dumps(header)})
         os.replace(partial, path)
 
     @classmethod
@@ -172,13 +172,13 @@ class NeuronMap:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("neuron_map") != _FORMAT:
+                header = json.loads(metadata.get("neuron_map", "{}"))
+                if header.get("format") != _FORMAT:
                     raise NeuronMapError(
                         "path",
                         str(path),
                         f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again.",
                     )
-                header = json.loads(metadata["header"])
                 neurons = tuple(_read_layer(file, index, name) for index, name in enumerate(header["names"]))
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise NeuronMapError(

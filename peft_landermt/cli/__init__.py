@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import LanderError
 from ..version import __version__
 from . import detect, evaluate, inspect, join, quickstart, split, train, translate
 
@@ -38,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (LanderError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        # ours are ValueErrors; those of transformers, PEFT and torch are about bad input too, as far as it got here
         if options.debug:
             raise
-        print(f"landermt {options.command}: {error}", file=sys.stderr)
+        print(f"landermt {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nlandermt: interrupted", file=sys.stderr)

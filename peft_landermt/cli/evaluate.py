@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..translation import evaluate_translation, read_corpus
 from .options import add_model_options, load_adapted_model, parse_assignments
 
@@ -30,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError("--limit", options.limit, "must be positive.")
     corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
     model, tokenizer = load_adapted_model(options)
     results = {}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_demo_base
-from ..errors import ConfigError
+from ..errors import ConfigError, CorpusError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -71,4 +71,7 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
 
 def read_lines(path: str) -> list[str]:
     """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
-    return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise CorpusError("file", path, f"is not UTF-8 ({error}); convert it.") from error

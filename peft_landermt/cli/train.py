@@ -51,8 +51,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.epochs <= 0 or options.lr <= 0:
-        raise ConfigError("--epochs or --lr", (options.epochs, options.lr), "must be positive.")
+    for name in ("epochs", "lr", "batch_size", "accumulation", "save_steps"):
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), "must be positive.")
     rows = []
     for pair, path in parse_assignments(options.data, "--data").items():
         read = read_corpus(path, pair)

@@ -156,11 +156,13 @@ def _translate_batch(
         **{"do_sample": False, "num_beams": 1, **options},
         **routing,
     )
-    generated = output[:, length:].tolist()
+    configured = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])}
     lines, num_runaway = [], 0
-    for ids in generated:
-        ended = tokenizer.eos_token_id in ids
-        text = tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)] if ended else ids, skip_special_tokens=True)
+    for ids in output[:, length:].tolist():
+        end = next((index for index, token in enumerate(ids) if token in ends), None)
+        ended = end is not None
+        text = tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
         line, line_end, _ = text.lstrip().partition("\n")
         num_runaway += not ended and not line_end and len(ids) >= max_new_tokens
         lines.append(line.strip())

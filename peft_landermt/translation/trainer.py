@@ -66,6 +66,14 @@ class LanderTrainer(Trainer):
             processing_class=processing_class,
             **trainer_options,
         )
+        if isinstance(data_collator, TranslationCollator) and hasattr(train_dataset, "__getitem__"):
+            self._check_row(data_collator, train_dataset[0])
+
+    def _check_row(self, collator: TranslationCollator, row: Any) -> None:
+        collator.encode(row)
+        pairs = routed_pairs(self.model)
+        if pairs and row["language_pair"] not in pairs:
+            raise CorpusError("language_pair", row["language_pair"], f"the adapter holds {', '.join(pairs)}.")
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -105,8 +113,10 @@ class LanderTrainer(Trainer):
         """Loss and, with `predict_with_generate`, BLEU and chrF++ of the evaluation rows."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if not self.predict_with_generate or isinstance(rows, (dict, str)):
-            return metrics
+        if not self.predict_with_generate or isinstance(rows, dict):
+            return metrics  # for several data sets, transformers calls this once for each
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows]
         scores = self._score(rows, metric_key_prefix)
         self.log(scores)
         return {**metrics, **scores}

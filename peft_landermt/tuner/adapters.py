@@ -23,6 +23,10 @@ from .config import LanderConfig
 _ROW_PER_PAIR = ("awareness_sums", "mean_gradient", "mean_token_awareness", "gates")
 _MARK = ".lander_blocks."
 _SAME = (
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
     "car",
     "inactive_neurons",
     "tune",
@@ -103,8 +107,15 @@ def join_adapters(
         _check_same(first, config, folder, other)
         _join(config, state, other, other_state, folder)
     config.inference_mode = False
+    trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
     model = get_peft_model(base, config, adapter_name=adapter_name)
-    set_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    try:
+        set_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    except AdapterError:
+        model.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
     return model
 
 
@@ -149,7 +160,10 @@ def _block(tensor_name: str, counts: Mapping[str, Any]) -> str | None:
 
 
 def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except ValueError as error:
+        raise AdapterError("folders", str(folder), f"cannot be read ({error}); name an adapter folder.") from error
     if not isinstance(config, LanderConfig):
         raise AdapterError("folders", str(folder), f"holds a {config.peft_type} adapter; only LANDER ones are joined.")
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME

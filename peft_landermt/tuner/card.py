@@ -57,7 +57,7 @@ def write_model_card(
         base = os.path.basename(base.rstrip("/"))
     data: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "translation", "tags": ["lander", "translation"]}
     if pairs:
-        data["language"] = [code.split("_")[0] for code in languages_of(parse_pairs(pairs))]
+        data["language"] = sorted({code.split("_")[0] for code in languages_of(parse_pairs(pairs))})
     lines = [f"| {pair} {name} | {value:.2f} |" for pair, row in (scores or {}).items() for name, value in row.items()]
     text = _TEXT.format(
         title=f"LANDeRMT adapter for {', '.join(pairs) or 'translation'}",

@@ -77,7 +77,9 @@ def test_template_of_a_row_is_stable_across_batches_and_objects(tokenizer: PreTr
     alone = [first.encode(row) for row in ROWS]
     assert [again.encode(row) for row in reversed(ROWS)] == alone[::-1]
     for batch in (first(ROWS), again(ROWS)):
-        real = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        real = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
         assert real == [prompt + target for prompt, target in alone]
 
 

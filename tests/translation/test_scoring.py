@@ -71,7 +71,9 @@ def test_numbers_are_checked_before_translating(
         evaluate_translation(model, tokenizer, sources, references, "en-de")
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "max_new_tokens": 5}, {"num_beams": 2, "max_new_tokens": 5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 2, "max_new_tokens": 5}, {"num_beams": 2, "max_new_tokens": 5}]
+)
 def test_evaluate_translates_and_scores(tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> None:
     model = build_model("llama")
     sources = [*SENTENCES["en"][:3], " "]

@@ -1,0 +1,410 @@
+"""Training: mixed pairs, other kinds of models, the loss, checkpoints and scores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+
+from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, evaluate_translation
+from peft_landermt.errors import CorpusError, LanderError
+
+from ..conftest import ARCHITECTURES, PAIRS, build_model
+from ..tuner.helpers import adapt, same_state
+
+SHORT = ["{source_language} {target_language} {source}:"]
+ROWS = [
+    {"source": source, "target": target, "language_pair": pair}
+    for source, target, pair in (
+        ("We drink tea.", "Wir trinken Tee.", "en-de"),
+        ("Das Haus.", "The house.", "de-en"),
+        ("The house.", "La maison.", "en-fr"),
+        ("It rained.", "Es regnete.", "en-de"),
+        ("Wo ist er?", "Where is he?", "de-en"),
+        ("Where is he?", "Où est-il ?", "en-fr"),
+    )
+]
+
+
+@pytest.fixture
+def architecture() -> str:
+    return "llama"
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    defaults = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 3,
+        "logging_steps": 1,
+        "max_steps": 8,
+        "seed": 5,
+    }
+    return TrainingArguments(**{**defaults, **options})
+
+
+def trainer_of(model: Any, tokenizer: Any, folder: Path, rows: Any = ROWS, **options: Any) -> LanderTrainer:
+    own = {
+        name: options.pop(name)
+        for name in ("eval_dataset", "predict_with_generate", "generation_options")
+        if name in options
+    }
+    return LanderTrainer(
+        model=model,
+        args=arguments(folder, **options),
+        data_collator=TranslationCollator(tokenizer, SHORT),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        **own,
+    )
+
+
+def losses(trainer: LanderTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def lander(base: PreTrainedModel, neuron_map: NeuronMap) -> Any:
+    return adapt(base, neuron_map, seed=None)
+
+
+def lander_without_map(base: PreTrainedModel, neuron_map: NeuronMap) -> Any:
+    return adapt(base, seed=None)
+
+
+def lora(base: PreTrainedModel, neuron_map: NeuronMap) -> Any:
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["gate_proj", "down_proj"]))
+
+
+def plain(base: PreTrainedModel, neuron_map: NeuronMap) -> Any:
+    return base
+
+
+@pytest.mark.parametrize("make", [lander, lander_without_map, lora, plain])
+def test_loss_falls_on_mixed_pairs(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    make: Callable[..., Any],
+) -> None:
+    model = make(base, neuron_map)
+    frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
+    trainer = trainer_of(model, tokenizer, tmp_path, max_steps=30)
+    trainer.train()
+    history = losses(trainer)
+    assert len(history) == 30
+    assert sum(history[-4:]) < 0.7 * sum(history[:4])
+    assert bool(frozen) == (make is not plain)
+    assert all(dict(model.named_parameters())[name].equal(value) for name, value in frozen.items())
+
+
+def test_a_batch_of_mixed_pairs_trains_every_block(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = adapt(base, neuron_map)
+    trainer = trainer_of(model, tokenizer, tmp_path)
+    trainer.compute_loss(model, trainer.data_collator(ROWS)).backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    model.zero_grad()
+    trainer.compute_loss(model, trainer.data_collator([ROWS[0]])).backward()  # en-de
+    french = [value.grad for name, value in model.named_parameters() if ".fr_" in name]
+    assert french and not any(gradient is not None and gradient.any() for gradient in french)
+
+
+# Loss
+
+
+@pytest.mark.parametrize("kind", ["base", "lander"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("items", [None, 7])
+def test_loss_equals_the_loss_of_all_logits(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str, kind: str, items: int | None
+) -> None:
+    base = build_model(name)
+    model: Any = base if kind == "base" else adapt(base, None, PAIRS, car="learned")
+    trainer = trainer_of(model, tokenizer, tmp_path)
+    batch = trainer.data_collator(ROWS)
+    keys = list(batch)
+    kept: list[int] = []
+    handle = base.get_output_embeddings().register_forward_hook(lambda _m, _a, out: kept.append(out.shape[1]))
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=None if items is None else torch.tensor(items))
+    handle.remove()
+    assert list(batch) == keys  # the caller's batch is as it was
+    labels = batch["labels"]
+    routing = {"language_pairs": batch["language_pairs"]} if kind == "lander" else {}
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **routing).logits
+    expected = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].flatten(), reduction="sum"
+    ) / (items or int((labels != -100).sum()))
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
+    # the longest translation, with its space and <eos>, and the position before it
+    assert kept == [max(len(row["target"]) for row in ROWS) + 2 + 1]
+
+
+def test_loss_where_nothing_is_masked(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """A collator of one's own may label the whole row."""
+    model = build_model("llama")
+    batch = TranslationCollator(tokenizer, SHORT)(ROWS[:1])
+    batch["labels"] = batch["input_ids"].clone()
+    loss = trainer_of(model, tokenizer, tmp_path).compute_loss(model, batch)
+    with torch.no_grad():
+        expected = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_accumulated_batches_weigh_every_token_alike(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Three batches of two and one batch of six rows make the same step, although lengths differ."""
+    models = []
+    for size, accumulation in ((6, 1), (2, 3)):
+        model = adapt(copy.deepcopy(base), neuron_map)
+        trainer_of(
+            model,
+            tokenizer,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            max_grad_norm=0.0,
+        ).train()
+        models.append(get_peft_model_state_dict(model))
+    for key, value in models[0].items():
+        torch.testing.assert_close(value, models[1][key], atol=1e-5, rtol=1e-4)
+
+
+# Rows
+
+
+def test_lists_and_data_sets_train_alike(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Columns that are not ours are left out."""
+    dataset = Dataset.from_list([{**row, "number": index} for index, row in enumerate(ROWS)])
+    histories, states = [], []
+    for rows in (ROWS, dataset):
+        model = adapt(copy.deepcopy(base), neuron_map)
+        trainer = trainer_of(model, tokenizer, tmp_path, rows)
+        trainer.train()
+        histories.append(losses(trainer))
+        states.append(get_peft_model_state_dict(model))
+    assert histories[0] == histories[1]
+    assert same_state(*states)
+    assert dataset.column_names == ["source", "target", "language_pair", "number"]
+
+
+def test_rows_of_like_length_share_a_batch(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"source": "x" * length, "target": "y", "language_pair": "en-de"} for length in range(1, 97)]
+    shuffled = rows[::2] + rows[1::2]
+    spans = {}
+    for strategy in ("random", "group_by_length"):
+        trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, shuffled, train_sampling_strategy=strategy)
+        lengths = [batch["attention_mask"].sum(dim=1) for batch in trainer.get_train_dataloader()]
+        spans[strategy] = [int(values.max() - values.min()) for values in lengths]
+        assert sorted(torch.cat(lengths).tolist()) == list(range(min(map(min, lengths)), max(map(max, lengths)) + 1))
+    # three of 96 lengths by chance span 2/4 of them; three neighbours among 24 (8 batches are sorted together) 2/25
+    assert sum(spans["random"]) > 3 * sum(spans["group_by_length"])
+
+
+def test_arguments_are_left_as_they_are(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    args, rows = arguments(tmp_path, max_steps=1), copy.deepcopy(ROWS)
+    before = args.to_dict()
+    options = {"max_new_tokens": 3}
+    trainer = LanderTrainer(
+        model=adapt(base, neuron_map),
+        args=args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        predict_with_generate=True,
+        generation_options=options,
+    )
+    assert trainer.args is args
+    assert args.to_dict() == before
+    trainer.train()
+    trainer.evaluate()
+    assert args.to_dict() == before
+    assert rows == ROWS
+    assert options == {"max_new_tokens": 3}
+
+
+def test_default_collator_has_the_seed_of_the_arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    trainer = LanderTrainer(
+        build_model("llama"), arguments(tmp_path, seed=11), train_dataset=ROWS, processing_class=tokenizer
+    )
+    assert isinstance(trainer.data_collator, TranslationCollator)
+    assert trainer.data_collator.seed == 11
+    assert trainer.data_collator.tokenizer is tokenizer
+
+
+def test_missing_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="processing_class=None: give the tokenizer, or a data_collator"):
+        LanderTrainer(build_model("llama"), arguments(tmp_path), train_dataset=ROWS)
+
+
+@pytest.mark.parametrize("change", [{"target": ""}, {"language_pair": "en-it"}], ids=str)
+def test_unusable_rows_fail_in_training(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    change: dict[str, str],
+) -> None:
+    trainer = trainer_of(adapt(base, neuron_map), tokenizer, tmp_path, [*ROWS[:2], {**ROWS[2], **change}])
+    with pytest.raises(LanderError, match=r"lacks target|en-it"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("change", [{"target": ""}, {"language_pair": "en-it"}], ids=str)
+def test_an_unusable_first_row_fails_at_once(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    change: dict[str, str],
+) -> None:
+    with pytest.raises(CorpusError):
+        trainer_of(adapt(base, neuron_map), tokenizer, tmp_path, [{**ROWS[0], **change}, *ROWS])
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+@pytest.mark.parametrize("options", [{}, {"car": "learned", "general_rank": None}], ids=str)
+def test_resumed_training_is_bit_identical(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    options: dict[str, Any],
+    sampling: str,
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "cosine"}
+    settings["train_sampling_strategy"] = sampling
+    whole = adapt(copy.deepcopy(base), neuron_map, **options)
+    rows = [*ROWS, *({**row, "target": row["target"][:-1]} for row in ROWS[:4])]  # 4 steps an epoch, the last short
+    first = trainer_of(whole, tokenizer, tmp_path, rows, **settings)
+    first.train()
+    resumed = adapt(copy.deepcopy(base), neuron_map, seed=None, **options)
+    fresh = {key: value.clone() for key, value in get_peft_model_state_dict(resumed).items()}
+    second = trainer_of(resumed, tokenizer, tmp_path, rows, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert second.state.global_step == 8
+    assert not same_state(fresh, get_peft_model_state_dict(whole))
+    assert same_state(get_peft_model_state_dict(resumed), get_peft_model_state_dict(whole))
+    assert losses(second)[-4:] == losses(first)[-4:]
+
+
+# Evaluation
+
+
+def test_evaluate_without_generating(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = adapt(base, neuron_map)
+    trainer = trainer_of(model, tokenizer, tmp_path, eval_dataset=ROWS, per_device_eval_batch_size=6)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        expected = float(trainer.compute_loss(model, trainer.data_collator(ROWS)))
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert not any("bleu" in name or "chrf" in name for name in metrics)
+
+
+@pytest.mark.parametrize("make", [lander, plain])
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_predict_with_generate_adds_scores_of_every_pair(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    make: Callable[..., Any],
+    as_dataset: bool,
+) -> None:
+    model = make(base, neuron_map)
+    options = {"max_new_tokens": 6, "num_beams": 2}
+    trainer = trainer_of(
+        model,
+        tokenizer,
+        tmp_path,
+        eval_dataset=Dataset.from_list(ROWS) if as_dataset else ROWS,
+        predict_with_generate=True,
+        generation_options=options,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > 0
+    chrf = []
+    for pair in PAIRS:
+        sources, references = ([r[k] for r in ROWS if r["language_pair"] == pair] for k in ("source", "target"))
+        expected = evaluate_translation(model, tokenizer, sources, references, pair, **options)
+        assert metrics[f"eval_bleu_{pair}"] == expected.bleu
+        assert metrics[f"eval_chrf_{pair}"] == expected.chrf
+        chrf.append(expected.chrf)
+    assert metrics["eval_chrf"] == pytest.approx(sum(chrf) / 3)
+    assert metrics["eval_bleu"] == pytest.approx(sum(metrics[f"eval_bleu_{pair}"] for pair in PAIRS) / 3)
+    logged = [entry for entry in trainer.state.log_history if "eval_chrf_en-fr" in entry]
+    assert len(logged) == 1
+    assert set(trainer.evaluate(ROWS[:1], metric_key_prefix="test")) >= {"test_loss", "test_bleu_en-de", "test_chrf"}
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["constructor", "call"],
+)
+def test_scores_of_named_evaluation_sets(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, where: str) -> None:
+    sets = {"a": ROWS[:1], "b": ROWS[1:2]}
+    trainer = trainer_of(
+        build_model("llama"),
+        tokenizer,
+        tmp_path,
+        eval_dataset=sets if where == "constructor" else None,
+        predict_with_generate=True,
+        generation_options={"max_new_tokens": 3},
+    )
+    metrics = trainer.evaluate() if where == "constructor" else trainer.evaluate(sets)
+    assert {"eval_a_loss", "eval_b_loss", "eval_a_bleu_en-de", "eval_b_bleu_de-en"} <= set(metrics)
+
+
+def test_evaluation_in_training_picks_the_best_checkpoint(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = adapt(base, neuron_map, seed=None)
+    trainer = trainer_of(
+        model,
+        tokenizer,
+        tmp_path,
+        eval_dataset=ROWS,
+        predict_with_generate=True,
+        generation_options={"max_new_tokens": 12},
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        max_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_chrf",
+        greater_is_better=True,
+    )
+    trainer.train()
+    scored = {e["step"]: e["eval_chrf"] for e in trainer.state.log_history if "eval_chrf" in e}
+    assert set(scored) == {2, 4}
+    assert trainer.state.best_metric == max(scored.values())
+    assert trainer.evaluate()["eval_chrf"] == pytest.approx(max(scored.values()))
