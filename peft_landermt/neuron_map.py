@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,17 +23,22 @@ _FORMAT = "1"
 _TENSORS = ("owner", "awareness", "mean_gradient", "mean_abs_activation")
 
 
-def conditional_awareness(specific: float, general: float) -> float:
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+def conditional_awareness(specific: Number, general: Number) -> Number:
     """Conditional awareness CAR (eq. 6): the share of the specific neurons in the awareness of a pair.
 
     Args:
         specific: Sum of Phi over the pair's language-specific neurons.
-        general: Sum of Phi over the language-general neurons.
+        general: Sum of Phi over the language-general neurons. Both are numbers, or tensors of one shape.
 
     Returns:
         specific / (specific + general), or 0 where both are 0.
     """
     total = specific + general
+    if isinstance(total, torch.Tensor):
+        return torch.where(total > 0, specific / total, torch.zeros_like(total))
     return specific / total if total > 0 else 0.0
 
 

@@ -26,6 +26,7 @@ class BlockLayout:
         general: Number of language-general neurons.
         specific: Number of specific neurons of every language of the pairs.
         language_pairs: Pairs for which this FFN is relevant; empty where the adapter knows no pairs.
+        partitioned: Whether a neuron map tells general from specific neurons; without one all are general.
     """
 
     neurons: int
@@ -33,6 +34,7 @@ class BlockLayout:
     general: int
     specific: Mapping[str, int] = field(default_factory=dict)
     language_pairs: tuple[str, ...] = ()
+    partitioned: bool = False
     car: CarMode = "off"
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
@@ -43,6 +45,11 @@ class BlockLayout:
         """Blocks that have deltas: `general` and languages."""
         general = (GENERAL_BLOCK,) if self.general and self.tune != "specific" else ()
         return general + (tuple(self.specific) if self.tune in ("pair", "specific") else ())
+
+    @property
+    def drops_neurons(self) -> bool:
+        """Whether specific neurons of languages outside the pair take no part."""
+        return self.partitioned and self.inactive_neurons == "drop"
 
     def concerns(self, pair: str | None) -> bool:
         """Whether this FFN is adapted for a pair."""
@@ -81,13 +88,14 @@ class NeuronBlocks(nn.Module):
         super().__init__()
         self.layout = layout
         self.projections = projections
+        self.may_be_absent = False
         for block, count in {GENERAL_BLOCK: layout.general, **layout.specific}.items():
             self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
             for projection in projections:
                 self._add_delta(block, projection, device, dtype)
         pairs = len(layout.language_pairs)
-        if pairs and layout.specific:
+        if layout.partitioned:
             self.register_buffer("awareness_sums", torch.zeros(pairs, 2, device=device))
         if layout.car == "token":
             self.register_buffer("mean_gradient", torch.zeros(pairs, layout.neurons, device=device))
@@ -153,6 +161,22 @@ class NeuronBlocks(nn.Module):
                 specific = [awareness[neuron_map.specific(layer, language)].sum() for language in pair.split("-")]
                 sums = torch.stack([torch.stack(specific).sum(), awareness[neuron_map.general(layer)].sum()])
                 self.get_buffer("mean_token_awareness")[index] = sums
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Report nothing missing where another adapter is loaded; PEFT tells adapters apart by parts of names."""
+        if not self.may_be_absent or any(key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""

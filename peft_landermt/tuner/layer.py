@@ -236,6 +236,13 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             return
         blocks.to(device or self._device_and_dtype()[0])
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # without the FFN's own weights it is not a whole model that is loaded, but one adapter
+        whole = any(key.startswith(f"{prefix}base_layer.") for key in state_dict)
+        for name in self.lander_blocks:
+            self.blocks(name).may_be_absent = not whole
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def __getattr__(self, name: str) -> Any:
         """Forward attributes that this module lacks to the base FFN, which some models read from outside."""
         try:
@@ -256,7 +263,7 @@ def check_additive(layouts: list[tuple[str, BlockLayout]]) -> None:
         ConfigError: If one does.
     """
     for name, layout in layouts:
-        if layout.car != "off" or (layout.inactive_neurons == "drop" and layout.specific):
+        if layout.car != "off" or layout.drops_neurons:
             raise ConfigError(
                 "active_adapters",
                 [adapter for adapter, _ in layouts],

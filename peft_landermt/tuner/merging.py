@@ -47,7 +47,7 @@ def merged_weight(
         weight.index_copy_(
             neuron_axis, neurons, (rows * gate).to(weight.dtype) if gate != 1.0 else rows.to(weight.dtype)
         )
-    if is_output and layout.inactive_neurons == "drop" and layout.specific:
+    if is_output and layout.drops_neurons:
         weight[:, ~(general | specific)] = 0
     return weight.t().contiguous() if transposed else weight
 

@@ -124,7 +124,12 @@ class LanderModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        active = self.active_adapters
         super().delete_adapter(adapter_name)
+        if adapter_name in active:
+            # PEFT asks the first layer what is active now, but adapters need not share a layer
+            left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
+            self.set_adapter(left)
         self.routing.pairs.pop(adapter_name, None)
         self.routing.chosen.pop(adapter_name, None)
 
@@ -163,6 +168,9 @@ class LanderModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Forward of the base model; the route was made by `_enable_peft_forward_hooks`."""
         kwargs.pop("language_pairs", None)
+        if self.routing.route is not None:
+            # PEFT does not show the inputs when the route is made
+            self.routing.route.check_length(_batch_size(args, kwargs))
         return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -303,6 +311,7 @@ def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: La
         general=counts["general"],
         specific=dict(counts["specific"]),
         language_pairs=tuple(counts["language_pairs"]),
+        partitioned=config.has_neuron_map and config.tune != "layers",
         car=config.car,
         inactive_neurons=config.inactive_neurons,
         tune=config.tune,

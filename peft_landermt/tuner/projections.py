@@ -90,14 +90,14 @@ class Group:
             chosen = by_pair[0] if self.rows.pair_of_sample is None else by_pair[self.rows.pair_of_sample]
             offset = learned_gates(states, chosen) - 1
             return (1 + offset[..., :1] * general + offset[..., 1:] * specific).to(states.dtype)
-        sums = [self.blocks.get_buffer("awareness_sums")[self.blocks.pair_index(pair)] for pair in self.rows.pairs]
-        values = torch.stack([states.new_tensor(constant_gates(car, *row.tolist())) for row in sums])
+        sums = self.blocks.get_buffer("awareness_sums")[[self.blocks.pair_index(pair) for pair in self.rows.pairs]]
+        values = torch.stack(constant_gates(car, sums[:, 0], sums[:, 1]), dim=-1)
         gates = self.per_sample(values, states.dim())
-        return 1 + (gates[..., :1] - 1) * general + (gates[..., 1:] - 1) * specific
+        return (1 + (gates[..., :1] - 1) * general + (gates[..., 1:] - 1) * specific).to(states.dtype)
 
     def hidden_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Mask of the neurons that take part: (..., p), or None where all do."""
-        if self.blocks.layout.inactive_neurons == "keep" or not self.blocks.layout.specific:
+        if not self.blocks.layout.drops_neurons:
             return None
         general, specific = self.masks(hidden.dim())
         return (general | specific).to(hidden.dtype)
@@ -190,9 +190,9 @@ class AdaptedProjection(nn.Module):
             chosen, before = group.take(states), group.take(result)
             after = self._add_deltas(group, chosen, before)
             if not self.is_output and (gate := group.input_gate(chosen)) is not None:
-                after = after * gate if self.bias is None else (after - self.bias) * gate + self.bias
+                after = after * gate if self.bias is None else after + (after - self.bias) * (gate - 1)
             if after is not before:
-                result = group.put(result, after)
+                result = group.put(result, after.to(result.dtype))
         return result
 
     def _add_deltas(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import LanguagePairError
-from ..neuron_map import conditional_awareness
+from ..neuron_map import Number, conditional_awareness
 from .blocks import NeuronBlocks
 
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
 
-def constant_gates(mode: str, specific: float, general: float) -> tuple[float, float]:
+def constant_gates(mode: str, specific: Number, general: Number) -> tuple[Number, Number]:
     """Gates of the general and of the specific neurons that do not depend on the input (eq. 7, 8).
 
     Args:
         mode: `"paper"`: general neurons get CAR, specific ones 1 - CAR. `"proportional"`: the two exchanged.
         specific: Sum of Phi over the pair's specific neurons.
-        general: Sum of Phi over the general neurons.
+        general: Sum of Phi over the general neurons. Both are numbers, or tensors of one shape.
 
     Returns:
         (general gate, specific gate).
     """
     car = conditional_awareness(specific, general)
-    return (car, 1.0 - car) if mode == "paper" else (1.0 - car, car)
+    return (car, 1 - car) if mode == "paper" else (1 - car, car)
 
 
 def learned_gates(hidden_states: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -105,6 +105,13 @@ class Route:
     @property
     def adapters(self) -> list[str]:
         return list(dict.fromkeys(destination[0] for destination in self.destinations if destination is not None))
+
+    def check_length(self, batch: int | None) -> None:
+        """Raise LanguagePairError if there is not one destination per sample."""
+        if batch is not None and batch != len(self.destinations):
+            raise LanguagePairError(
+                "language_pairs", len(self.destinations), f"give one entry for each of the {batch} samples."
+            )
 
     def rows(self, adapter: str, blocks: NeuronBlocks, batch: int, device: torch.device) -> Rows | None:
         """Samples of `adapter` whose pair concerns the FFN of `blocks`; None if there are none.
@@ -205,6 +212,8 @@ class Routing:
             raise LanguagePairError(
                 "language_pairs", len(language_pairs), f"{len(adapter_names)} adapter_names given."
             )
+            if values is not None and not len(values):
+                raise LanguagePairError(name, list(values), "give one entry for each sample of the batch.")
         if adapter_names is None:
             if len(active_adapters) != 1:
                 raise LanguagePairError(

@@ -173,7 +173,7 @@ def test_paper(llama_map: NeuronMap) -> None:
 
 def test_defaults() -> None:
     config = LanderConfig()
-    assert (config.car, config.inactive_neurons, config.tune, config.general_rank) == ("off", "keep", "pair", None)
+    assert (config.car, config.inactive_neurons, config.tune, config.general_rank) == ("off", "keep", "pair", 16)
     assert config.init_weights is True and config.verify_base is True
     assert config.neuron_counts is None and config.language_pairs is None
     assert not config.has_neuron_map and not config.changes_fresh_output
@@ -204,7 +204,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
     {MAPPED: True},
     {MAPPED: True, "language_pairs": ["de-en", "en-de"], "general_rank": 4, "car": "token", "verify_base": False},
     {MAPPED: True, "language_pairs": ["en-fr"], "tune": "layers", "target_modules": ["mlp"]},
-    {MAPPED: True, "car": "paper", "inactive_neurons": "drop", "tune": "specific"},
+    {MAPPED: True, "car": "paper", "inactive_neurons": "drop", "tune": "specific", "general_rank": None},
 ]
 
 

@@ -1,0 +1,325 @@
+"""Which modules are FFNs, and what identifies a base model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_landermt.errors import ArchitectureError
+from peft_landermt.ffn import (
+    FFN_LAYOUTS,
+    FFNLayout,
+    features,
+    find_ffns,
+    fingerprint,
+    has_dense_weight,
+    recognise,
+    weight_rows,
+)
+
+from .conftest import build_model
+
+D, P = 8, 20
+
+
+class Children(nn.Module):
+    """A module with linear layers of these names and (in, out) features."""
+
+    def __init__(self, linear: Callable[[int, int], nn.Module] = nn.Linear, **shapes: tuple[int, int]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.add_module(name, linear(*shape))
+
+
+def _transposed(inside: int, outside: int) -> Conv1D:
+    return Conv1D(outside, inside)
+
+
+class Quantized(nn.Module):
+    """Integer weights, and features as every quantized linear layer has them."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inside, outside
+        self.register_buffer("weight", torch.ones(outside, inside, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("linear", [nn.Linear, _transposed, Quantized])
+@pytest.mark.parametrize("layout", FFN_LAYOUTS, ids=lambda layout: layout.output)
+def test_every_layout(layout: FFNLayout, linear: Callable[[int, int], nn.Module]) -> None:
+    module = Children(linear, **{name: (D, P) for name in layout.inputs}, **{layout.output: (P, D)})
+    module.add_module("act", nn.ReLU())
+    ffn = recognise(module, "layers.3.mlp")
+    assert ffn is not None
+    assert (ffn.name, ffn.inputs, ffn.output) == ("layers.3.mlp", layout.inputs, layout.output)
+    assert (ffn.module, ffn.width, ffn.neurons) == (module, D, P)
+    assert ffn.projections == (*layout.inputs, layout.output)
+
+
+def test_names_decide_where_there_are_other_linear_layers() -> None:
+    """An OPT layer: its FFN has no module of its own; and neurons may be fewer than the width."""
+    ffn = recognise(Children(fc1=(D, P), fc2=(P, D), extra=(D, D), head=(D, 3)))
+    assert ffn is not None
+    assert (ffn.inputs, ffn.output, ffn.neurons) == (("fc1",), "fc2", P)
+    ffn = recognise(Children(up_proj=(P, D), gate_proj=(P, D), down_proj=(D, P)))
+    assert ffn is not None
+    assert (ffn.inputs, ffn.width, ffn.neurons) == (("gate_proj", "up_proj"), P, D)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "inputs", "output"),
+    [
+        ({"w1": (D, P), "w2": (P, D), "w3": (D, P)}, ("w1", "w3"), "w2"),
+        ({"lin1": (D, P), "lin2": (P, D)}, ("lin1",), "lin2"),
+        ({"out": (P, D), "into": (D, P)}, ("into",), "out"),
+    ],
+)
+def test_by_shape(shapes: dict[str, tuple[int, int]], inputs: tuple[str, ...], output: str) -> None:
+    ffn = recognise(Children(**shapes))
+    assert ffn is not None
+    assert (ffn.inputs, ffn.output, ffn.width, ffn.neurons) == (inputs, output, D, P)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        pytest.param({}, id="no linear layer"),
+        pytest.param({"a": (D, P)}, id="one"),
+        pytest.param({"a": (D, P), "b": (D, P)}, id="no output"),
+        pytest.param({"a": (P, D), "b": (P, D)}, id="two outputs"),
+        pytest.param({"a": (D, P), "b": (P, D), "c": (P, D)}, id="two outputs, one input"),
+        pytest.param({"a": (D, P), "b": (D, P), "c": (D, P), "d": (P, D)}, id="three inputs"),
+        pytest.param({"a": (D, P), "b": (P, D + 1)}, id="widths differ"),
+        pytest.param({"a": (D, P), "b": (D, D), "c": (P, D)}, id="another layer"),
+        pytest.param({"a": (D, 2 * P), "b": (P, D)}, id="fused gate, Phi-3"),
+        pytest.param({"a": (D, D), "b": (D, D)}, id="square"),
+        pytest.param({"fc1": (D, P), "fc2": (P + 1, D)}, id="names fit, shapes do not"),
+        pytest.param({"q": (D, D), "k": (D, D), "v": (D, D), "o": (D, D)}, id="attention"),
+        pytest.param({"q": (D, P), "k": (D, P), "v": (D, P), "o": (P, D)}, id="attention with wide heads"),
+        pytest.param({"q": (D, P), "k": (D, 4), "v": (D, 4), "o": (P, D)}, id="grouped attention with wide heads"),
+        pytest.param({"c_attn": (D, 3 * D), "c_proj": (D, D)}, id="attention, fused"),
+        pytest.param({"key": (D, P), "receptance": (D, D), "value": (P, D)}, id="RWKV channel mix"),
+    ],
+)
+def test_ambiguous_or_other_modules(shapes: dict[str, tuple[int, int]]) -> None:
+    assert recognise(Children(**shapes)) is None
+
+
+MLP = ("gate_proj", "up_proj")
+SMALL = {
+    "vocab_size": 40, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": P,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+REAL: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...], str, int]] = {
+    # model class: config class, options, names of the FFNs, input projections, output projection, p
+    "LlamaForCausalLM": ("LlamaConfig", {}, "model.layers.{}.mlp", MLP, "down_proj", P),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {"head_dim": 16}, "model.layers.{}.mlp", MLP, "down_proj", P),
+    "Qwen3ForCausalLM": ("Qwen3Config", {"head_dim": 16}, "model.layers.{}.mlp", MLP, "down_proj", P),
+    "BloomForCausalLM": ("BloomConfig", {}, "transformer.h.{}.mlp", ("dense_h_to_4h",), "dense_4h_to_h", 4 * D),
+    "FalconForCausalLM": (
+        "FalconConfig", {"ffn_hidden_size": P}, "transformer.h.{}.mlp", ("dense_h_to_4h",), "dense_4h_to_h", P,
+    ),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", {}, "gpt_neox.layers.{}.mlp", ("dense_h_to_4h",), "dense_4h_to_h", P),
+    "MptForCausalLM": (
+        "MptConfig", {"d_model": D, "n_layers": 2, "n_heads": 2}, "transformer.blocks.{}.ffn", ("up_proj",),
+        "down_proj", 4 * D,
+    ),
+    "GPT2LMHeadModel": ("GPT2Config", {"n_inner": P}, "transformer.h.{}.mlp", ("c_fc",), "c_proj", P),
+    "GPTJForCausalLM": (
+        "GPTJConfig", {"n_inner": P, "rotary_dim": 4}, "transformer.h.{}.mlp", ("fc_in",), "fc_out", P,
+    ),
+    "PhiForCausalLM": ("PhiConfig", {}, "model.layers.{}.mlp", ("fc1",), "fc2", P),
+    "OPTForCausalLM": (
+        "OPTConfig", {"ffn_dim": P, "word_embed_proj_dim": D}, "model.decoder.layers.{}", ("fc1",), "fc2", P,
+    ),
+}  # fmt: skip
+
+
+def _on_meta(model: str, config: str, **options: Any) -> nn.Module:
+    with torch.device("meta"):
+        return getattr(transformers, model)(getattr(transformers, config)(**{**SMALL, **options}))
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_real_architectures(model: str) -> None:
+    """Every layer's FFN in order, and nothing else: no attention, no head."""
+    config, options, names, inputs, output, neurons = REAL[model]
+    ffns = find_ffns(_on_meta(model, config, **options))
+    assert [ffn.name for ffn in ffns] == [names.format(layer) for layer in range(2)]
+    for ffn in ffns:
+        assert (ffn.inputs, ffn.output, ffn.width, ffn.neurons) == (inputs, output, D, neurons)
+
+
+@pytest.mark.parametrize(("gated", "inputs"), [("relu", ("wi",)), ("gated-gelu", ("wi_0", "wi_1"))])
+def test_t5(gated: str, inputs: tuple[str, ...]) -> None:
+    model = _on_meta(
+        "T5ForConditionalGeneration", "T5Config", d_model=D, d_ff=P, d_kv=4, num_decoder_layers=1, num_heads=2,
+        feed_forward_proj=gated,
+    )  # fmt: skip
+    assert [(ffn.name, ffn.inputs, ffn.output) for ffn in find_ffns(model)] == [
+        ("encoder.block.0.layer.1.DenseReluDense", inputs, "wo"),
+        ("encoder.block.1.layer.1.DenseReluDense", inputs, "wo"),
+        ("decoder.block.0.layer.2.DenseReluDense", inputs, "wo"),
+    ]
+
+
+_BOTTLENECK = (
+    "_recognise_by_shape takes any pair of layers d→r, r→d for an FFN, whichever runs first, also in models whose"
+    " FFNs the table already names"
+)
+
+
+@pytest.mark.xfail(strict=True, reason=_BOTTLENECK)
+@pytest.mark.parametrize(
+    ("model", "config", "options", "names"),
+    [
+        pytest.param(
+            "OPTForCausalLM",
+            "OPTConfig",
+            {"ffn_dim": P, "word_embed_proj_dim": 4},
+            "model.decoder.layers.{}",
+            id="OPT-350m: project_in and project_out of the decoder",
+        ),
+        pytest.param(
+            "Gemma3nForCausalLM",
+            "Gemma3nTextConfig",
+            {
+                "head_dim": 4,
+                "hidden_size_per_layer_input": 4,
+                "vocab_size_per_layer_input": 40,
+                "laurel_rank": 2,
+                "num_kv_shared_layers": 0,
+                "layer_types": ["full_attention"] * 2,
+                "activation_sparsity_pattern": [0.0, 0.0],
+            },
+            "model.layers.{}.mlp",
+            id="Gemma 3n: LAuReL and the per-layer inputs",
+        ),
+        pytest.param(
+            "Gemma4ForCausalLM",
+            "Gemma4TextConfig",
+            {"head_dim": 4, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 40},
+            "model.layers.{}.mlp",
+            id="Gemma 4: the per-layer inputs",
+        ),
+    ],
+)
+def test_bottlenecks_beside_ffns(model: str, config: str, options: dict[str, Any], names: str) -> None:
+    if not hasattr(transformers, config):
+        pytest.skip(f"this transformers has no {config}")
+    ffns = find_ffns(_on_meta(model, config, **options))
+    assert [ffn.name for ffn in ffns] == [names.format(layer) for layer in range(2)]
+
+
+@pytest.mark.parametrize("model", [nn.Linear(D, P), nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D))])
+def test_no_ffn(model: nn.Module) -> None:
+    with pytest.raises(ArchitectureError, match=rf"model='{type(model).__name__}': no FFN .*gate_proj\+up_proj"):
+        find_ffns(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Linear(3, 5), (3, 5)),
+        (Conv1D(5, 3), (3, 5)),
+        (Quantized(3, 5), (3, 5)),
+        (nn.Embedding(3, 5), None),
+        (nn.Conv1d(3, 5, 1), None),
+        (nn.LayerNorm(3), None),
+    ],
+)
+def test_features(layer: nn.Module, expected: tuple[int, int] | None) -> None:
+    assert features(layer) == expected
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 5), Conv1D(5, 3)])
+def test_weight_rows_is_a_view_of_out_by_in(layer: nn.Module) -> None:
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        rows = weight_rows(layer)
+        assert rows.shape == (5, 3)
+        rows.zero_()[4] = torch.tensor([1.0, 2.0, 3.0])  # the last output feature
+        assert layer(torch.tensor([[1.0, 10.0, 100.0]])).tolist() == [[0.0, 0.0, 0.0, 0.0, 321.0]]
+
+
+class _Subclass(nn.Linear):
+    pass
+
+
+class _OwnForward(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Linear(3, 5), True),
+        (nn.Linear(3, 5, dtype=torch.bfloat16), True),
+        (Conv1D(5, 3), True),
+        (_Subclass(3, 5), True),
+        (_OwnForward(3, 5), False),
+        (Quantized(3, 5), False),
+        (nn.ReLU(), False),
+    ],
+)
+def test_has_dense_weight(layer: nn.Module, expected: bool) -> None:
+    assert has_dense_weight(layer) is expected
+
+
+def test_fingerprint_is_the_checkpoint_s_not_the_precision_s(base: nn.Module) -> None:
+    half = copy.deepcopy(base).to(torch.bfloat16)
+    full = copy.deepcopy(half).to(torch.float32)
+    found = fingerprint(full)
+    assert found is not None
+    assert len(found) == 16
+    assert set(found) <= set("0123456789abcdef")
+    assert fingerprint(half) == found
+    assert fingerprint(half.to(torch.float64)) == found
+    assert fingerprint(full.train().requires_grad_(False)) == found
+
+
+def test_fingerprint_of_a_float32_checkpoint_loaded_in_bfloat16() -> None:
+    model = build_model("llama")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert not torch.equal(weight, weight.bfloat16().float()), "weights that bfloat16 has to round"
+    before = fingerprint(model)
+    assert fingerprint(model.to(torch.bfloat16)) == before
+
+
+def test_fingerprint_tells_seeds_apart() -> None:
+    assert len({fingerprint(build_model("llama", seed=seed)) for seed in range(4)}) == 4
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("projection", ["gate_proj", "up_proj", "down_proj"])
+def test_fingerprint_follows_every_projection(layer: int, projection: str) -> None:
+    model = build_model("llama")
+    before = fingerprint(model)
+    weight = model.get_parameter(f"model.layers.{layer}.mlp.{projection}.weight")
+    with torch.no_grad():
+        weight.mul_(1.02)  # a bfloat16 has 8 bits: steps of 0.4 to 0.8 percent
+    assert fingerprint(model) != before
+
+
+def test_fingerprint_tells_layers_and_widths_apart() -> None:
+    def constant(neurons: int, layers: int) -> nn.Module:
+        model = build_model("llama", intermediate_size=neurons, num_hidden_layers=layers)
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.5)
+        return model
+
+    sizes: Sequence[tuple[int, int]] = [(64, 4), (64, 3), (65, 4)]
+    assert len({fingerprint(constant(*size)) for size in sizes}) == 3
+
+
+def test_fingerprint_where_weights_cannot_be_read() -> None:
+    assert fingerprint(build_model("llama").to("meta")) is None
+    assert fingerprint(nn.Sequential(Children(Quantized, fc1=(D, P), fc2=(P, D)))) is None
