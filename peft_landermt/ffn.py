@@ -96,19 +96,28 @@ def recognise(module: nn.Module, name: str = "") -> FFN | None:
         module: Any module; only its direct children are looked at.
         name: Its name in the model, kept in the result.
     """
-    linear = {key: shape for key, child in module.named_children() if (shape := features(child)) is not None}
-    if len(linear) < 2:
-        return None
+    return _recognise_by_name(module, name) or _recognise_by_shape(module, name)
+
+
+def _linear_children(module: nn.Module) -> dict[str, tuple[int, int]]:
+    return {key: shape for key, child in module.named_children() if (shape := features(child)) is not None}
+
+
+def _recognise_by_name(module: nn.Module, name: str) -> FFN | None:
+    linear = _linear_children(module)
     for layout in FFN_LAYOUTS:
         if layout.output in linear and all(key in linear for key in layout.inputs):
             neurons, width = linear[layout.output]
             if all(linear[key] == (width, neurons) for key in layout.inputs):
                 return FFN(name, module, layout.inputs, layout.output, width, neurons)
-    return _recognise_by_shape(module, name, linear)
+    return None
 
 
-def _recognise_by_shape(module: nn.Module, name: str, linear: dict[str, tuple[int, int]]) -> FFN | None:
+def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
     """One or two layers d→p and one p→d, p larger than d, and no other linear layer: nothing else it could be."""
+    linear = _linear_children(module)
+    if len(linear) < 2:
+        return None
     widest = max(max(shape) for shape in linear.values())
     outputs = [key for key, (inside, outside) in linear.items() if inside == widest > outside]
     inputs = tuple(key for key in linear if key not in outputs)
@@ -121,9 +130,17 @@ def _recognise_by_shape(module: nn.Module, name: str, linear: dict[str, tuple[in
 
 
 def iterate_ffns(model: nn.Module) -> Iterator[FFN]:
-    """All FFNs of a model in the order of its modules."""
-    for name, module in model.named_modules():
-        if name and (ffn := recognise(module, name)) is not None:
+    """All FFNs of a model in the order of its modules.
+
+    Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    named = [ffn for name, module in modules if (ffn := _recognise_by_name(module, name)) is not None]
+    if named:
+        yield from named
+        return
+    for name, module in modules:
+        if (ffn := _recognise_by_shape(module, name)) is not None:
             yield ffn
 
 

@@ -42,7 +42,7 @@ def conditional_awareness(specific: Number, general: Number) -> Number:
     return specific / total if total > 0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerNeurons:
     """Statistics and partition of one FFN of p neurons, over L languages.
 
@@ -59,6 +59,14 @@ class LayerNeurons:
     awareness: torch.Tensor
     mean_gradient: torch.Tensor
     mean_abs_activation: torch.Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerNeurons):
+            return NotImplemented
+        same = all(torch.equal(getattr(self, key), getattr(other, key)) for key in _TENSORS)
+        return same and self.name == other.name
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -184,21 +192,20 @@ class NeuronMap:
                         str(path),
                         f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again.",
                     )
-                neurons = tuple(_read_layer(file, index, name) for index, name in enumerate(header["names"]))
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+                return cls(
+                    languages=tuple(header["languages"]),
+                    pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
+                    layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
+                    neurons=tuple(_read_layer(file, index, name) for index, name in enumerate(header["names"])),
+                    width=header["width"],
+                    fingerprint=header["fingerprint"],
+                    signature=header["signature"],
+                    options=header["options"],
+                )
+        except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise NeuronMapError(
-                "path", str(path), f"the file is damaged ({error}); detect again or copy it anew."
+                "path", str(path), f"the file is damaged ({error!r}); detect again or copy it anew."
             ) from error
-        return cls(
-            languages=tuple(header["languages"]),
-            pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
-            layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
-            neurons=neurons,
-            width=header["width"],
-            fingerprint=header["fingerprint"],
-            signature=header["signature"],
-            options=header["options"],
-        )
 
     def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
         """The chosen pairs, checked; all pairs of the map for None."""

@@ -170,13 +170,6 @@ def test_t5(gated: str, inputs: tuple[str, ...]) -> None:
     ]
 
 
-_BOTTLENECK = (
-    "_recognise_by_shape takes any pair of layers d→r, r→d for an FFN, whichever runs first, also in models whose"
-    " FFNs the table already names"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=_BOTTLENECK)
 @pytest.mark.parametrize(
     ("model", "config", "options", "names"),
     [

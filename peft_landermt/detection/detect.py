@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,6 +26,7 @@ from .partition import check_general_ratio, partition
 from .passes import Batch, accepts_logits_to_keep, frozen, make_batches, tap_activations
 
 
+@torch.inference_mode(False)
 def detect_neurons(
     model: nn.Module,
     tokenizer: Any,
@@ -155,6 +157,7 @@ def _sentence_awareness(
             F.cross_entropy(
                 logits.float().flatten(0, 1), labels.flatten().to(logits.device), reduction="sum"
             ).backward()
+        del logits  # with its graph, before the next batch runs forward
         _check_all_seen(ffns, [[True] if layer in sums else [] for layer in range(len(ffns))])
         bar.update()
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
@@ -207,12 +210,12 @@ def _check_options(activation_statistic: str, batch_size: int, max_length: int) 
     if activation_statistic not in ("mean", "mean_abs"):
         raise DetectionError("activation_statistic", activation_statistic, "must be 'mean' or 'mean_abs'.")
     for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise DetectionError(name, value, f"must be an integer of at least {least}.")
 
 
 def _check_model(model: nn.Module) -> list[FFN]:
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if any(isinstance(module, (BaseTunerLayer, PeftModel)) for module in model.modules()):
         raise ArchitectureError(
             "model", type(model).__name__, "it has adapters; detect on the base model, before get_peft_model."
         )

@@ -166,11 +166,6 @@ def test_memory_does_not_grow_with_the_number_of_batches(llama: nn.Module, token
     assert not any(alive[-1]), "nothing is left at the end"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="_sentence_awareness keeps `logits`, and by its graph's hooks all h, of a batch until the next one has"
-    " run forward: about twice the memory needed",
-)
 def test_a_batch_is_gone_before_the_next_one(llama: nn.Module, tokenizer: Any) -> None:
     assert not any(any(counts) for counts in _alive_at_every_batch(llama, tokenizer))
 
@@ -241,9 +236,6 @@ def test_works_within_no_grad(llama: nn.Module, tokenizer: Any) -> None:
     assert all(map(torch.equal, _tensors(found), _tensors(expected)))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="inference mode ends in a RuntimeError about hooks, without a remedy"
-)
 def test_inference_mode_is_left_or_refused(llama: nn.Module, tokenizer: Any) -> None:
     with torch.inference_mode():
         try:

@@ -90,7 +90,6 @@ def test_a_sentence_of_one_token_is_refused(llama: nn.Module) -> None:
         detect_neurons(llama, lambda _text: {"input_ids": [1]}, **OPTIONS)
 
 
-@pytest.mark.xfail(strict=True, reason="a bool passes as an int, where num_layers refuses it")
 def test_a_bool_is_no_batch_size(llama: nn.Module, tokenizer: Any) -> None:
     with pytest.raises(DetectionError, match="batch_size=True"):
         detect_neurons(llama, tokenizer, **_with(batch_size=True))
@@ -110,24 +109,13 @@ def _adapted(config: Callable[..., Any], **options: Any) -> Callable[[], nn.Modu
     return lambda: get_peft_model(build_model("llama"), config(task_type="CAUSAL_LM", **options))
 
 
-_BEYOND_TUNER_LAYERS = "_check_model only knows adapters made of BaseTunerLayer; prompt learning has none"
 UNFIT: list[Any] = [
     pytest.param(_adapted(LoraConfig), "adapters", id="LoRA"),
     pytest.param(
         _adapted(IA3Config, target_modules=["down_proj"], feedforward_modules=["down_proj"]), "adapters", id="IA3"
     ),
-    pytest.param(
-        _adapted(PromptTuningConfig, num_virtual_tokens=2),
-        "adapters",
-        id="prompt tuning",
-        marks=pytest.mark.xfail(strict=True, reason=_BEYOND_TUNER_LAYERS),
-    ),
-    pytest.param(
-        _adapted(PrefixTuningConfig, num_virtual_tokens=2),
-        "adapters",
-        id="prefix tuning",
-        marks=pytest.mark.xfail(strict=True, reason=_BEYOND_TUNER_LAYERS),
-    ),
+    pytest.param(_adapted(PromptTuningConfig, num_virtual_tokens=2), "adapters", id="prompt tuning"),
+    pytest.param(_adapted(PrefixTuningConfig, num_virtual_tokens=2), "adapters", id="prefix tuning"),
     pytest.param(_t5, "decoder-only", id="encoder-decoder"),
     pytest.param(lambda: LlamaModel(build_model("llama").config), "language-model head", id="headless"),
     pytest.param(
