@@ -1,10 +1,13 @@
-.PHONY: test quality style slow bench
+.PHONY: test behaviours quality style slow bench
 
 test:  ## what CI runs
 	pytest
 
 slow:  ## tests on the real base model, and all other slow ones
 	pytest -m "slow or not slow"
+
+behaviours:  ## the table of PEFT behaviours by architecture
+	pytest tests/tuner/test_behaviours.py --behaviours -q
 
 quality:  ## lint, format and types, changing nothing
 	ruff check .

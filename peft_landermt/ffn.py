@@ -33,7 +33,7 @@ FFN_LAYOUTS: tuple[FFNLayout, ...] = (
     FFNLayout(("up_proj",), "down_proj", "MPT, Nemotron"),
     FFNLayout(("c_fc",), "c_proj", "GPT-2, Starcoder"),
     FFNLayout(("fc_in",), "fc_out", "GPT-J, CodeGen"),
-    FFNLayout(("fc1",), "fc2", "Phi 1 and 2"),
+    FFNLayout(("fc1",), "fc2", "Phi 1 and 2, OPT, XGLM"),
     FFNLayout(("wi_0", "wi_1"), "wo", "T5 v1.1, mT5, MADLAD"),
     FFNLayout(("wi",), "wo", "T5"),
 )  # fmt: skip
@@ -62,6 +62,12 @@ class FFN:
     @property
     def projections(self) -> tuple[str, ...]:
         return (*self.inputs, self.output)
+
+    @property
+    def has_own_module(self) -> bool:
+        """False where the projections sit on a decoder layer, beside attention (OPT)."""
+        others = [child for name, child in self.module.named_children() if name not in self.projections]
+        return not any(features(module) for child in others for module in child.modules())
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:

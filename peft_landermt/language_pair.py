@@ -76,7 +76,7 @@ def parse_pairs(pairs: Iterable[str], field: str = "language_pairs") -> list[Lan
     Raises:
         LanguagePairError: If one of these holds, or a pair is malformed.
     """
-    if isinstance(pairs, str):
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
         raise LanguagePairError(field, pairs, f"expected a list of pairs: [{pairs!r}].")
     parsed = [parse_pair(pair, field) for pair in pairs]
     if not parsed:

@@ -14,10 +14,16 @@ from transformers import (
     BloomForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 import peft_landermt  # noqa: F401  registers LANDER
@@ -58,6 +64,21 @@ def build_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTraine
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.2)
+    elif architecture == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**{**decoder, **overrides}))
+    elif architecture == "gpt2":
+        settings = {"n_embd": 32, "n_inner": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        tokens = {key: value for key, value in common.items() if key != "hidden_size"}
+        model = GPT2LMHeadModel(GPT2Config(**{**settings, **dropout, **tokens, "initializer_range": 0.2, **overrides}))
+    elif architecture == "opt":
+        settings = {**decoder, "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2, "dropout": 0.0}
+        settings = {
+            key: value
+            for key, value in settings.items()
+            if key not in ("intermediate_size", "num_key_value_heads", "initializer_range")
+        }
+        model = OPTForCausalLM(OPTConfig(**{**settings, **overrides}))
     else:
         raise ValueError(architecture)
     return model.eval()
@@ -119,3 +140,7 @@ def randomize_adapter(model: torch.nn.Module, std: float = 0.1, seed: int = 1) -
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--behaviours", action="store_true", help="print the table of behaviours and architectures")

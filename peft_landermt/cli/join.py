@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..tuner.adapters import join_adapters
-from ..tuner.card import write_model_card
 from .options import add_model_options, load_model
 
 
@@ -29,5 +27,4 @@ def run(options: argparse.Namespace) -> None:
     base, _ = load_model(options)
     model = join_adapters(base, options.adapters)
     model.save_pretrained(options.output)
-    write_model_card(model.peft_config["default"], Path(options.output))
     print(f"written: {options.output}")

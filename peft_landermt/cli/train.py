@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
@@ -12,7 +11,6 @@ from transformers import TrainingArguments, set_seed
 from ..errors import ConfigError
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
 from ..tuner import LanderConfig
-from ..tuner.card import write_model_card
 from .options import add_model_options, load_model, parse_assignments
 
 _EXAMPLE = """example:
@@ -97,5 +95,4 @@ def run(options: argparse.Namespace) -> None:
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
     model.save_pretrained(options.output)
-    write_model_card(model.peft_config["default"], Path(options.output))
     print(f"written: {options.output}")

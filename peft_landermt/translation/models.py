@@ -21,6 +21,20 @@ def accepts_logits_to_keep(model: nn.Module) -> bool:
 
 
 @contextmanager
+def saved_in_full(model: nn.Module) -> Iterator[None]:
+    """Adapters are saved in float32 inside, whatever their configs ask for, so that training can resume exactly."""
+    configs = [config for config in getattr(model, "peft_config", {}).values() if hasattr(config, "save_dtype")]
+    wanted = [config.save_dtype for config in configs]
+    try:
+        for config in configs:
+            config.save_dtype = "fp32"
+        yield
+    finally:
+        for config, dtype in zip(configs, wanted, strict=True):
+            config.save_dtype = dtype
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module in its own mode again outside."""
     training = [module for module in model.modules() if module.training]

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import CorpusError
 from .collator import IGNORED, TranslationCollator
-from .models import accepts_logits_to_keep, routed_pairs
+from .models import accepts_logits_to_keep, routed_pairs, saved_in_full
 from .scoring import evaluate_translation
 
 
@@ -106,6 +106,10 @@ class LanderTrainer(Trainer):
             inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with saved_in_full(self.accelerator.unwrap_model(self.model)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -17,10 +17,9 @@ from torch import nn
 
 from ..errors import AdapterError, LanguagePairError
 from .blocks import GENERAL_BLOCK
-from .card import write_model_card
 from .config import LanderConfig
+from .state import ROW_PER_PAIR
 
-_ROW_PER_PAIR = ("awareness_sums", "mean_gradient", "mean_token_awareness", "gates")
 _MARK = ".lander_blocks."
 _SAME = (
     "target_modules",
@@ -74,7 +73,6 @@ def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name
         save_file({key: value.cpu().contiguous() for key, value in pair_state.items()}, partial, {"format": "pt"})
         partial.replace(folder / SAFETENSORS_WEIGHTS_NAME)
         pair_config.save_pretrained(str(folder))
-        write_model_card(pair_config, folder)
         folders[pair] = folder
     return folders
 
@@ -107,15 +105,9 @@ def join_adapters(
         _check_same(first, config, folder, other)
         _join(config, state, other, other_state, folder)
     config.inference_mode = False
-    trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    config._weights = "awaited"
     model = get_peft_model(base, config, adapter_name=adapter_name)
-    try:
-        set_peft_model_state_dict(model, state, adapter_name=adapter_name)
-    except AdapterError:
-        model.unload()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        raise
+    set_peft_model_state_dict(model, state, adapter_name=adapter_name)
     return model
 
 
@@ -146,14 +138,14 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
 
 def _rows(key: str, value: torch.Tensor, indices: list[int]) -> torch.Tensor:
     """The rows of some pairs, of a tensor that has one row per pair; any other tensor as it is."""
-    if _MARK in key and key.rpartition(".")[2] in _ROW_PER_PAIR and value.shape[0] > 1:
+    if _MARK in key and key.rpartition(".")[2] in ROW_PER_PAIR and value.shape[0] > 1:
         return value[indices].clone()
     return value
 
 
 def _block(tensor_name: str, counts: Mapping[str, Any]) -> str | None:
     """The block that a tensor of an FFN belongs to; None for one that has a row per pair."""
-    if tensor_name in _ROW_PER_PAIR:
+    if tensor_name in ROW_PER_PAIR:
         return None
     blocks = [block for block in (GENERAL_BLOCK, *counts["specific"]) if tensor_name.startswith(f"{block}_")]
     return max(blocks, key=len)
@@ -194,7 +186,7 @@ def _join(config: LanderConfig, state: State, other: LanderConfig, other_state: 
     for key, value in other_state.items():
         if key not in state:
             state[key] = value
-        elif _MARK in key and key.rpartition(".")[2] in _ROW_PER_PAIR:
+        elif _MARK in key and key.rpartition(".")[2] in ROW_PER_PAIR:
             state[key] = torch.cat([state[key], value])
         elif not torch.equal(state[key], value):
             raise AdapterError(

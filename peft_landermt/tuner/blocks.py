@@ -89,6 +89,7 @@ class NeuronBlocks(nn.Module):
         self.layout = layout
         self.projections = projections
         self.may_be_absent = False
+        self._shared: set[str] = set()
         for block, count in {GENERAL_BLOCK: layout.general, **layout.specific}.items():
             self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
@@ -162,6 +163,31 @@ class NeuronBlocks(nn.Module):
                 sums = torch.stack([torch.stack(specific).sum(), awareness[neuron_map.general(layer)].sum()])
                 self.get_buffer("mean_token_awareness")[index] = sums
 
+    def share_with(self, other: NeuronBlocks) -> None:
+        """Use the memory of another adapter's frozen tensors wherever the values are the same."""
+        theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            twin = theirs.get(name)
+            if twin is None or name in self._shared or tensor.requires_grad or twin.requires_grad:
+                continue
+            alike = (twin.shape, twin.dtype, twin.device) == (tensor.shape, tensor.dtype, tensor.device)
+            if alike and not tensor.is_meta and torch.equal(twin, tensor):
+                tensor.data = twin.data
+                self._shared.add(name)
+                other._shared.add(name)
+
+    def own_tensors(self) -> None:
+        """Take copies of the tensors whose memory other adapters use too, because these are about to change."""
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name in self._shared:
+                tensor.data = tensor.data.clone()
+        self._shared.clear()
+
+    def own_trainable_tensors(self) -> None:
+        """Take copies before a pass whose gradients may change the adapter."""
+        if self._shared and torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters()):
+            self.own_tensors()
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -174,6 +200,7 @@ class NeuronBlocks(nn.Module):
     ) -> None:
         """Report nothing missing where another adapter is loaded; PEFT tells adapters apart by parts of names."""
         if not self.may_be_absent or any(key.startswith(prefix) for key in state_dict):
+            self.own_tensors()
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )

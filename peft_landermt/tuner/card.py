@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from ..language_pair import languages_of, parse_pairs
-from .config import LanderConfig
 
-_TEXT = """
-# {title}
+if TYPE_CHECKING:
+    from .config import LanderConfig
+
+_BEGIN, _END = "<!-- written by peft_landermt; text outside of these marks is kept -->", "<!-- peft_landermt -->"
+_TEMPLATE = "# Model Card for Model ID"
+"""Title of the empty card that PEFT and transformers write."""
+
+_TEXT = """# {title}
 
 A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft_landermt.
 
@@ -44,24 +50,57 @@ print(peft_landermt.translate(model, tokenizer, ["..."], "{pair}"))
 def write_model_card(
     config: LanderConfig, folder: Path, scores: Mapping[str, Mapping[str, float]] | None = None
 ) -> None:
-    """Write `README.md` into an adapter folder.
+    """Write `README.md` into an adapter folder, or renew the part of it that an earlier call wrote.
 
     Args:
         config: The adapter's config.
         folder: The adapter folder.
         scores: For every pair, scores by name, such as `{"en-de": {"BLEU": 21.4}}`.
     """
-    pairs = config.language_pairs or []
-    base = config.base_model_name_or_path or "the base model"
-    if os.path.isabs(base):
-        base = os.path.basename(base.rstrip("/"))
+    path = folder / "README.md"
+    card = ModelCard.load(path) if path.exists() else ModelCard(f"---\n{{}}\n---\n{_TEMPLATE}\n")
+    card.text = _insert(card.text, f"{_BEGIN}\n\n{_text(config, scores or {})}\n{_END}")
+    for key, value in _metadata(config, scores or {}).items():
+        setattr(card.data, key, value)  # None leaves a key out
+    partial = folder / "README.md.partial"
+    card.save(partial)
+    partial.replace(path)
+
+
+def _insert(text: str, ours: str) -> str:
+    """Put our part in place of an earlier one or of an empty template; before any other text."""
+    if _BEGIN in text and _END in text:
+        return text[: text.index(_BEGIN)] + ours + text[text.index(_END) + len(_END) :]
+    return ours + "\n" if _TEMPLATE in text or not text.strip() else f"{ours}\n\n{text.lstrip()}"
+
+
+def _base(config: LanderConfig) -> str | None:
+    """Name of the base model; of a local folder only the last part, which tells nothing about a machine."""
+    base = config.base_model_name_or_path
+    return os.path.basename(base.rstrip("/")) if base and os.path.isabs(base) else base
+
+
+def _metadata(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     data: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "translation", "tags": ["lander", "translation"]}
-    if pairs:
-        data["language"] = sorted({code.split("_")[0] for code in languages_of(parse_pairs(pairs))})
-    lines = [f"| {pair} {name} | {value:.2f} |" for pair, row in (scores or {}).items() for name, value in row.items()]
-    text = _TEXT.format(
+    base = _base(config) or ""
+    data["base_model"] = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
+    codes = languages_of(parse_pairs(config.language_pairs)) if config.language_pairs else []
+    data["language"] = sorted({code.split("_")[0] for code in codes}) or None
+    results = [
+        EvalResult("translation", "translation", pair, pair, name, round(value, 2), metric_name=name)  # type: ignore[arg-type]
+        for pair, row in scores.items()
+        for name, value in row.items()
+    ]
+    data.update(model_name="LANDeRMT adapter" if results else None, eval_results=results or None)
+    return data
+
+
+def _text(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -> str:
+    pairs = config.language_pairs or []
+    lines = [f"| {pair} {name} | {value:.2f} |" for pair, row in scores.items() for name, value in row.items()]
+    return _TEXT.format(
         title=f"LANDeRMT adapter for {', '.join(pairs) or 'translation'}",
-        base=base,
+        base=_base(config) or "the base model",
         pairs=", ".join(pairs) or "none named",
         pair=pairs[0] if pairs else "en-de",
         car=config.car,
@@ -71,4 +110,3 @@ def write_model_card(
         signature=config.neuron_map_signature or "none: all neurons are general",
         scores="".join(line + "\n" for line in lines),
     )
-    ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{text}").save(folder / "README.md")

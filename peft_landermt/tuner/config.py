@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 
 from ..errors import ConfigError
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
+from .card import write_model_card
+from .checks import check_counts, check_types, check_weights
 
 CarMode = Literal["off", "paper", "proportional", "token", "learned"]
 InactiveNeurons = Literal["keep", "drop"]
 Tune = Literal["pair", "general", "specific", "layers"]
+SaveDtype = Literal["fp32", "bf16"]
 
 FORMAT_VERSION = 1
 
@@ -65,6 +71,8 @@ class LanderConfig(PeftConfig):
         general_rank (`int`, *optional*):
             An integer: the delta of the general neurons is a product of two factors of this rank, while specific
             neurons keep whole rows. `None`: one delta row per general neuron (the paper).
+        save_dtype (`str`, *optional*):
+            Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default.
         verify_base (`bool`):
             Whether an adapter made with a neuron map is refused on base weights other than those it was made on.
         neuron_counts (`dict`, *optional*):
@@ -94,13 +102,26 @@ class LanderConfig(PeftConfig):
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
     general_rank: int | None = 16
+    save_dtype: SaveDtype | None = None
     verify_base: bool = True
     neuron_counts: dict[str, dict[str, Any]] | None = None
     neuron_map_signature: str | None = None
     base_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
 
+    def __new__(cls, *values: Any, **options: Any) -> LanderConfig:
+        # PEFT drops fields that it does not know with a warning; an adapter that loads otherwise than it was made
+        # would translate wrongly
+        known = {item.name for item in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise ConfigError(
+                    name, options[name], "LanderConfig has no such field; remove it, or update peft_landermt."
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        check_types({item.name: getattr(self, item.name) for item in fields(self)})
         super().__post_init__()
         self.peft_type = PeftType("LANDER")
         for name in ("target_modules", "exclude_modules"):
@@ -114,6 +135,43 @@ class LanderConfig(PeftConfig):
             self.language_pairs = [str(pair) for pair in parse_pairs(self.language_pairs)]
         if self.neuron_map is not None:
             self._read_neuron_map(self.neuron_map)
+        elif self.neuron_counts is not None:
+            check_counts(self.neuron_counts, self.language_pairs)
+
+    # Files of adapters made by this config
+
+    _weights = "made"
+    """Where the adapter's weights are: `"made"` fresh, `"awaited"` after its config was read, `"loaded"`."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> LanderConfig:
+        """Read the config of an adapter folder or Hub repository; see `PeftConfig.from_pretrained`.
+
+        PEFT calls this before it touches a model, so the weights next to the config are looked at too.
+
+        Raises:
+            AdapterError: The weights are truncated, or are no safetensors file.
+        """
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        if os.path.isdir(folder):
+            check_weights(Path(folder))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config._weights = "awaited"
+        return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and a model card where the adapter's weights are, which PEFT saves before.
+
+        Each file is replaced only when the new one is whole.
+        """
+        os.makedirs(save_directory, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as folder:
+            super().save_pretrained(folder, **kwargs)
+            os.replace(os.path.join(folder, CONFIG_NAME), os.path.join(save_directory, CONFIG_NAME))
+        if os.path.exists(os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME)):
+            write_model_card(self, Path(save_directory))
 
     @classmethod
     def paper(cls, **options: Any) -> LanderConfig:
@@ -143,9 +201,17 @@ class LanderConfig(PeftConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(allowed)}.")
-        rank = self.general_rank
-        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-            raise ConfigError("general_rank", rank, "must be a positive integer, or None for whole rows.")
+        if self.save_dtype not in (None, "fp32", "bf16"):
+            raise ConfigError("save_dtype", self.save_dtype, "must be 'fp32' or 'bf16', or None for that of the base.")
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is not None and not value:
+                raise ConfigError(name, value, "names nothing; leave it out for the default.")
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    raise ConfigError(name, value, f"is no regular expression ({error}).") from error
         if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 "format_version",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..ffn import FFN, has_dense_weight
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout, NeuronBlocks
 from .merging import merged_weight
-from .projections import AdaptedProjection, Group
+from .projections import AdaptedProjection, Group, InputRecorder
 from .routing import Routing, Rows
 
 INPUT_DEPENDENT = ("token", "learned")
@@ -69,7 +70,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             init_weights: Whether the adapter starts without effect on the weights.
             inference_mode: Whether it stays frozen.
         """
-        device, dtype = self._device_and_dtype()
+        device, dtype = self.device_and_dtype()
         blocks = NeuronBlocks(layout, self.projection_names, device, dtype, init_weights)
         if neuron_map is not None:
             blocks.read_neuron_map(neuron_map, layer)
@@ -98,9 +99,11 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         groups = self._groups(states)
         if not groups:
             return self.base_layer(*args, **kwargs)
+        for group in groups:
+            group.blocks.own_trainable_tensors()
         if any(group.blocks.layout.car == "token" for group in groups):
             self._set_token_gates(groups, args, kwargs)
-        with self._adapted_projections(groups):
+        with self._adapted_projections(groups, states.shape[0]), self._adapted_recomputation(groups, states.shape[0]):
             return self.base_layer(*args, **kwargs)
 
     def _groups(self, states: torch.Tensor) -> list[Group]:
@@ -120,34 +123,56 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         return groups
 
     @contextmanager
-    def _adapted_projections(self, groups: list[Group]) -> Iterator[None]:
+    def _adapted_projections(self, groups: list[Group], batch: int) -> Iterator[None]:
         modules = self.base_layer._modules
         originals = {name: modules[name] for name in self.projection_names}
         try:
             for name, base in originals.items():
                 assert base is not None
-                modules[name] = AdaptedProjection(base, name, groups, is_output=name == self.output_name)
+                if isinstance(base, AdaptedProjection):
+                    base = base.base  # within a checkpointed decoder layer
+                modules[name] = AdaptedProjection(base, name, groups, batch, is_output=name == self.output_name)
             yield
         finally:
             modules.update(originals)
 
+    @contextmanager
+    def _adapted_recomputation(self, groups: list[Group], batch: int) -> Iterator[None]:
+        """Where the FFN's projections sit on a decoder layer (OPT), gradient checkpointing recomputes inside of it,
+        after this call; then too it must see the adapted projections."""
+        layer = self.base_layer
+        original = layer.__dict__.get("_gradient_checkpointing_func")
+        if original is None or not layer.training:
+            yield
+            return
+
+        def adapted(function: Any, *args: Any, **kwargs: Any) -> Any:
+            with self._adapted_projections(groups, batch):
+                return function(*args, **kwargs)
+
+        layer.__dict__["_gradient_checkpointing_func"] = lambda function, *args, **kwargs: original(
+            partial(adapted, function), *args, **kwargs
+        )
+        try:
+            yield
+        finally:
+            layer.__dict__["_gradient_checkpointing_func"] = original
+
     @torch.no_grad()
     def _set_token_gates(self, groups: list[Group], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the base FFN up to its output projection and make each token's gates from the activations there."""
-        captured: list[torch.Tensor] = []
-        output = self.base_layer.get_submodule(self.output_name)
-
-        def capture(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            captured.append(inputs[0])
-
-        handle = output.register_forward_pre_hook(capture)
+        modules = self.base_layer._modules
+        output = modules[self.output_name]
+        assert output is not None
+        recorder = InputRecorder(output)
+        modules[self.output_name] = recorder
         try:
             self.base_layer(*args, **kwargs)
         finally:
-            handle.remove()
+            modules[self.output_name] = output
         for group in groups:
             if group.blocks.layout.car == "token":
-                group.set_delta_gates(captured[0])
+                group.set_delta_gates(recorder.seen)
 
     def check_mergeable(self, adapter_names: list[str], safe_merge: bool = False) -> None:
         """Raise if one of the adapters cannot be merged here; change nothing.
@@ -221,7 +246,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         self._unmerged_weights.clear()
         self.merged_adapters.clear()
 
-    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         """Device of the FFN's weights, and their type where it is a floating-point one."""
         weight = self.base_layer.get_submodule(self.output_name).weight
         assert isinstance(weight, torch.Tensor)
@@ -234,7 +259,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         blocks = self.blocks(adapter_name)
         if any(tensor.is_meta for tensor in (*blocks.parameters(), *blocks.buffers())):
             return
-        blocks.to(device or self._device_and_dtype()[0])
+        blocks.to(device or self.device_and_dtype()[0])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # without the FFN's own weights it is not a whole model that is loaded, but one adapter

@@ -10,17 +10,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from ..errors import ArchitectureError, ConfigError, LanguagePairError, NeuronMapError
+from ..errors import AdapterError, ArchitectureError, ConfigError, LanguagePairError, NeuronMapError
 from ..ffn import FFN, find_ffns, fingerprint, recognise
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout
 from .config import LanderConfig
 from .layer import LanderFFN
 from .routing import Route, Routing
-from .state import find_missing, validate_state
+from .sharing import share_equal_tensors
+from .state import find_missing, is_delta, validate_state
 
 
 class LanderModel(BaseTuner):
@@ -77,13 +79,15 @@ class LanderModel(BaseTuner):
 
     def _prepare_model(self, peft_config: LanderConfig, model: nn.Module) -> None:
         """Check everything that injection relies on, before the first module is touched."""
+        if not self._layers():
+            self.__dict__["_trainable_before"] = [weight for weight in model.parameters() if weight.requires_grad]
         if peft_config.neuron_counts is not None:
             _check_counts(peft_config, model)
             _check_fingerprint(peft_config, model)
         for key, module in model.named_modules():
             inside_adapter = ".base_layer" in key or ".lander_" in key
             if not inside_adapter and self._check_target_module_exists(peft_config, key):
-                _as_ffn(module, key)
+                _check_options(peft_config, _as_ffn(module, key))
         if peft_config.changes_fresh_output and peft_config.neuron_map is not None:
             warnings.warn(
                 f"car={peft_config.car!r} with inactive_neurons={peft_config.inactive_neurons!r} changes the model's "
@@ -231,6 +235,17 @@ class LanderModel(BaseTuner):
 
     # State
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # the last thing that PEFT does with an adapter it has made or loaded
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        loaded = [
+            name
+            for name, config in self.peft_config.items()
+            if getattr(config, "_weights", None) == "loaded" and config.inference_mode
+        ]
+        if adapter_name in loaded:
+            share_equal_tensors(self._layers(), adapter_name, [name for name in loaded if name != adapter_name])
+
     @classmethod
     def _get_adapter_state_dict(
         cls,
@@ -242,15 +257,54 @@ class LanderModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         # PEFT drops keys by the names of other adapters; one named "1" would take layer 1 with it.
-        return {**selected, **find_missing(model, adapter_name, selected)}
+        selected = {**selected, **find_missing(model, adapter_name, selected)}
+        return {key: _as_saved(key, value, config, model) for key, value in selected.items()}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: LanderConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        validate_state(model, adapter_name, remapped)
+        try:
+            validate_state(model, adapter_name, remapped)
+        except AdapterError:
+            if config._weights == "awaited":
+                _take_back(model, adapter_name)
+            raise
+        if config._weights == "awaited":
+            config._weights = "loaded"
         return remapped
+
+
+def _take_back(model: nn.Module, adapter_name: str) -> None:
+    """Remove an adapter whose weights were refused; without another one, the base model is as it was."""
+    if not isinstance(model, PeftModel):
+        return
+    tuner = model.base_model
+    if list(model.peft_config) != [adapter_name]:
+        model.delete_adapter(adapter_name)
+        for name, layer in list(tuner.model.named_modules()):
+            if isinstance(layer, LanderFFN) and not layer.lander_blocks:
+                tuner.model.set_submodule(name, layer.base_layer)
+        return
+    base = tuner.unload()
+    for weight in tuner.__dict__["_trainable_before"]:
+        weight.requires_grad_(True)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(name, None)
+
+
+_SAVE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _as_saved(key: str, value: torch.Tensor, config: LanderConfig, model: nn.Module) -> torch.Tensor:
+    """A tensor of an adapter in the type that its config asks for; what gates are made of stays as it is."""
+    if not is_delta(key):
+        return value
+    if config.save_dtype is not None:
+        return value.to(_SAVE_TYPES[config.save_dtype])
+    layer = next(module for module in model.modules() if isinstance(module, LanderFFN))
+    return value.to(layer.device_and_dtype()[1])
 
 
 def _default_targets(model: nn.Module) -> set[str]:
@@ -300,6 +354,18 @@ def _as_ffn(module: nn.Module, key: str) -> FFN:
             f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'.",
         )
     return ffn
+
+
+def _check_options(config: LanderConfig, ffn: FFN) -> None:
+    """Options that not every FFN can have."""
+    if config.general_rank is not None and config.general_rank > ffn.width:
+        raise ConfigError(
+            "general_rank", config.general_rank, f"is larger than the model width {ffn.width}; None means whole rows."
+        )
+    if config.car == "token" and not ffn.has_own_module:
+        raise ConfigError(
+            "car", "token", f"needs an FFN that is a module of its own, which {ffn.name} has not; choose another gate."
+        )
 
 
 def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: LanderFFN) -> BlockLayout:

@@ -150,6 +150,20 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
     return weight
 
 
+class InputRecorder(nn.Module):
+    """Stands in for a projection and keeps what it was given last."""
+
+    seen: torch.Tensor
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        self.seen = states
+        return self.base(states)
+
+
 class AdaptedProjection(nn.Module):
     """Stands in for one projection of the base FFN during one call.
 
@@ -157,14 +171,16 @@ class AdaptedProjection(nn.Module):
         base: The base projection.
         name: Its name in the FFN.
         groups: Groups of samples of this call.
+        batch: N, number of samples of this call; some FFNs see their tokens as one flat batch.
         is_output: Whether it is the output projection.
     """
 
-    def __init__(self, base: nn.Module, name: str, groups: list[Group], is_output: bool) -> None:
+    def __init__(self, base: nn.Module, name: str, groups: list[Group], batch: int, is_output: bool) -> None:
         super().__init__()
         self.base = base
         self.name = name
         self.groups = groups
+        self.batch = batch
         self.is_output = is_output
         self.folds = has_dense_weight(base) and any(group.folded_blocks() for group in groups)
         self._weight = fold(base, groups, name, is_output=is_output) if self.folds else None
@@ -180,6 +196,12 @@ class AdaptedProjection(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Input projection: (N, ..., d) → (N, ..., p). Output projection: (N, ..., p) → (N, ..., d)."""
+        if states.shape[0] != self.batch:
+            shape = states.shape[:-1]
+            return self._forward(states.reshape(self.batch, -1, states.shape[-1])).reshape(*shape, -1)
+        return self._forward(states)
+
+    def _forward(self, states: torch.Tensor) -> torch.Tensor:
         if self.is_output:
             for group in self.groups:
                 chosen = group.take(states)

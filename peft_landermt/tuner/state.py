@@ -12,6 +12,14 @@ from .blocks import NeuronBlocks
 from .layer import LanderFFN
 
 _SHOWN = 3
+ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
+"""Tensors that have one row for each pair: what gates are made of."""
+
+
+def is_delta(key: str) -> bool:
+    """Whether a key of a state dict names a delta: rows or factors, not indices nor what gates are made of."""
+    name = key.rpartition(".")[2]
+    return ".lander_blocks." in key and name not in ROW_PER_PAIR and not name.endswith("_neurons")
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, NeuronBlocks, torch.Tensor]]:
