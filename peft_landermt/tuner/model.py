@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..errors import AdapterError, ArchitectureError, ConfigError, LanguagePairError, NeuronMapError
-from ..ffn import FFN, find_ffns, fingerprint, recognise
+from ..errors import AdapterError, LanguagePairError
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout
+from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs
 from .config import LanderConfig
 from .layer import LanderFFN
-from .routing import Route, Routing
+from .routing import Routing
 from .sharing import share_equal_tensors
 from .state import find_missing, is_delta, validate_state
+from .targets import as_ffn, check_base, check_fingerprint, check_options, default_targets
 
 
 class LanderModel(BaseTuner):
@@ -63,7 +63,7 @@ class LanderModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: LanderConfig, model_config: dict[str, Any]) -> LanderConfig:
         # The config stays as the caller made it; default targets are kept here.
         if peft_config.target_modules is None and peft_config.neuron_counts is None:
-            self.__dict__["_default_targets"] = _default_targets(self.model)
+            self.__dict__["default_targets"] = default_targets(self.model)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
@@ -71,7 +71,7 @@ class LanderModel(BaseTuner):
         if peft_config.target_modules is None:
             matched = copy.copy(peft_config)
             counts = peft_config.neuron_counts
-            matched.target_modules = set(counts) if counts is not None else self.__dict__["_default_targets"]
+            matched.target_modules = set(counts) if counts is not None else self.__dict__["default_targets"]
         found = BaseTuner._check_target_module_exists(matched, key)
         if found and peft_config.neuron_counts is not None:
             return key in peft_config.neuron_counts
@@ -82,12 +82,12 @@ class LanderModel(BaseTuner):
         if not self._layers():
             self.__dict__["_trainable_before"] = [weight for weight in model.parameters() if weight.requires_grad]
         if peft_config.neuron_counts is not None:
-            _check_counts(peft_config, model)
-            _check_fingerprint(peft_config, model)
+            check_base(peft_config, model)
+            check_fingerprint(peft_config, model)
         for key, module in model.named_modules():
             inside_adapter = ".base_layer" in key or ".lander_" in key
             if not inside_adapter and self._check_target_module_exists(peft_config, key):
-                _check_options(peft_config, _as_ffn(module, key))
+                check_options(peft_config, as_ffn(module, key))
         if peft_config.changes_fresh_output and peft_config.neuron_map is not None:
             warnings.warn(
                 f"car={peft_config.car!r} with inactive_neurons={peft_config.inactive_neurons!r} changes the model's "
@@ -105,7 +105,7 @@ class LanderModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, LanderFFN) else LanderFFN(_as_ffn(target, current_key), self.routing)
+        layer = target if isinstance(target, LanderFFN) else LanderFFN(as_ffn(target, current_key), self.routing)
         counts = (peft_config.neuron_counts or {}).get(current_key)
         neuron_map = peft_config.neuron_map if isinstance(peft_config.neuron_map, NeuronMap) else None
         self.routing.pairs[adapter_name] = tuple(peft_config.language_pairs or ())
@@ -174,7 +174,7 @@ class LanderModel(BaseTuner):
         kwargs.pop("language_pairs", None)
         if self.routing.route is not None:
             # PEFT does not show the inputs when the route is made
-            self.routing.route.check_length(_batch_size(args, kwargs))
+            self.routing.route.check_length(batch_size(args, kwargs))
         return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -194,11 +194,11 @@ class LanderModel(BaseTuner):
                 raise LanguagePairError(
                     "language_pairs", language_pairs, "the model is merged for one pair; call unmerge_adapter() first."
                 )
-            batch = _batch_size(args, kwargs)
+            batch = batch_size(args, kwargs)
             route = self.routing.make_route(self.active_adapters, language_pairs, adapter_names, batch)
         self.routing.route = route
-        restore = _bind_route_to_checkpoints(self.model, self.routing, route)
-        drop = self.model.register_forward_pre_hook(_drop_language_pairs, with_kwargs=True)
+        restore = bind_route_to_checkpoints(self.model, self.routing, route)
+        drop = self.model.register_forward_pre_hook(drop_language_pairs, with_kwargs=True)
         try:
             yield
         finally:
@@ -307,67 +307,6 @@ def _as_saved(key: str, value: torch.Tensor, config: LanderConfig, model: nn.Mod
     return value.to(layer.device_and_dtype()[1])
 
 
-def _default_targets(model: nn.Module) -> set[str]:
-    """Last name segments of the model's FFNs; full names where other modules have the same segment."""
-    ffns = find_ffns(_without_adapters(model))
-    names = {ffn.name for ffn in ffns}
-    segments = {name.rpartition(".")[2] for name in names}
-    others = {
-        name
-        for name, _ in model.named_modules()
-        if name.rpartition(".")[2] in segments and name not in names and ".base_layer" not in name
-    }
-    return segments if not others else names
-
-
-def _without_adapters(model: nn.Module) -> nn.Module:
-    """The model, as a view in which adapted FFNs show as the FFNs they wrap."""
-    view = nn.Module()
-    for name, module in model.named_children():
-        if isinstance(module, LanderFFN):
-            view.add_module(name, module.base_layer)
-        elif any(isinstance(child, LanderFFN) for child in module.modules()):
-            view.add_module(name, _without_adapters(module))
-        else:
-            view.add_module(name, module)
-    return view
-
-
-def _as_ffn(module: nn.Module, key: str) -> FFN:
-    """Describe a target module.
-
-    Raises:
-        ArchitectureError: If it is no FFN, or has adapters of another method inside.
-    """
-    if isinstance(module, LanderFFN):
-        return FFN(key, module.base_layer, module.input_names, module.output_name, module.width, module.neurons)
-    adapted = [name for name, child in module.named_modules() if isinstance(child, BaseTunerLayer)]
-    if adapted:
-        raise ArchitectureError(
-            "target_modules", key, f"has adapters of another method ({adapted[0]}); merge them into the base first."
-        )
-    ffn = recognise(module, key)
-    if ffn is None:
-        raise ArchitectureError(
-            "target_modules",
-            key,
-            f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'.",
-        )
-    return ffn
-
-
-def _check_options(config: LanderConfig, ffn: FFN) -> None:
-    """Options that not every FFN can have."""
-    if config.general_rank is not None and config.general_rank > ffn.width:
-        raise ConfigError(
-            "general_rank", config.general_rank, f"is larger than the model width {ffn.width}; None means whole rows."
-        )
-    if config.car == "token" and not ffn.has_own_module:
-        raise ConfigError(
-            "car", "token", f"needs an FFN that is a module of its own, which {ffn.name} has not; choose another gate."
-        )
-
-
 def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: LanderFFN) -> BlockLayout:
     if counts is None:
         counts = {"general": layer.neurons, "specific": {}, "language_pairs": config.language_pairs or ()}
@@ -383,85 +322,3 @@ def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: La
         tune=config.tune,
         general_rank=config.general_rank,
     )
-
-
-def _check_counts(config: LanderConfig, model: nn.Module) -> None:
-    """A neuron map made for another base shows in names or sizes."""
-    modules = dict(model.named_modules())
-    if isinstance(config.neuron_map, NeuronMap):
-        available = len(find_ffns(_without_adapters(model)))
-        if available != config.neuron_map.num_layers:
-            raise NeuronMapError(
-                "neuron_map", f"{config.neuron_map.num_layers} FFN layers", f"the model has {available}; detect on it."
-            )
-    for key, counts in (config.neuron_counts or {}).items():
-        if key not in modules:
-            raise NeuronMapError("neuron_map", key, "the model has no such module; detect neurons on this model.")
-        ffn = _as_ffn(modules[key], key)
-        for name, made_for, has in (("p", counts["neurons"], ffn.neurons), ("d", counts["width"], ffn.width)):
-            if made_for != has:
-                raise NeuronMapError(
-                    "neuron_map", f"{key}: {name}={made_for}", f"the model has {name}={has}; detect neurons on it."
-                )
-
-
-def _check_fingerprint(config: LanderConfig, model: nn.Module) -> None:
-    if config.base_fingerprint is None or not config.verify_base:
-        return
-    if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
-        raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
-    found = fingerprint(_without_adapters(model))
-    if found is not None and found != config.base_fingerprint:
-        raise NeuronMapError(
-            "base_fingerprint",
-            config.base_fingerprint,
-            f"the model's FFN weights have {found}: the adapter was made for other weights. Load the base model it "
-            "names, or set verify_base=False in its config to use it all the same.",
-        )
-
-
-def _batch_size(args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-    """Number of samples of a call, where it can be told."""
-    named = [kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds", "attention_mask")]
-    tensors = [value for value in (*args, *named) if isinstance(value, torch.Tensor)]
-    return int(tensors[0].shape[0]) if tensors else None
-
-
-def _drop_language_pairs(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {name: value for name, value in kwargs.items() if name != "language_pairs"}
-
-
-def _bind_route_to_checkpoints(model: nn.Module, routing: Routing, route: Route | None) -> Any:
-    """Have gradient checkpointing recompute every layer with the route and choice of pair of this call.
-
-    The backward pass recomputes after the call has returned, when the routing state may be another one.
-
-    Returns:
-        A function that undoes it.
-    """
-    chosen = dict(routing.chosen)
-    originals = [
-        (module, module.__dict__["_gradient_checkpointing_func"])
-        for module in model.modules()
-        if module.training and "_gradient_checkpointing_func" in module.__dict__
-    ]
-
-    def routed(function: Any, *args: Any, **kwargs: Any) -> Any:
-        before = routing.route, routing.chosen
-        routing.route, routing.chosen = route, chosen
-        try:
-            return function(*args, **kwargs)
-        finally:
-            routing.route, routing.chosen = before
-
-    def bound(original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(partial(routed, function), *args, **kwargs)
-
-    for module, original in originals:
-        module.__dict__["_gradient_checkpointing_func"] = partial(bound, original)
-
-    def restore() -> None:
-        for module, original in originals:
-            module.__dict__["_gradient_checkpointing_func"] = original
-
-    return restore

@@ -1,0 +1,109 @@
+"""Which modules of a model an adapter goes into, and whether the model is the one it was made for."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..errors import ArchitectureError, ConfigError, NeuronMapError
+from ..ffn import FFN, find_ffns, fingerprint, recognise
+from ..neuron_map import NeuronMap
+from .config import LanderConfig
+from .layer import LanderFFN
+
+
+def default_targets(model: nn.Module) -> set[str]:
+    """Last name segments of the model's FFNs; full names where other modules have the same segment."""
+    ffns = find_ffns(without_adapters(model))
+    names = {ffn.name for ffn in ffns}
+    segments = {name.rpartition(".")[2] for name in names}
+    others = {
+        name
+        for name, _ in model.named_modules()
+        if name.rpartition(".")[2] in segments and name not in names and ".base_layer" not in name
+    }
+    return segments if not others else names
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model, as a view in which adapted FFNs show as the FFNs they wrap."""
+    view = nn.Module()
+    for name, module in model.named_children():
+        if isinstance(module, LanderFFN):
+            view.add_module(name, module.base_layer)
+        elif any(isinstance(child, LanderFFN) for child in module.modules()):
+            view.add_module(name, without_adapters(module))
+        else:
+            view.add_module(name, module)
+    return view
+
+
+def as_ffn(module: nn.Module, key: str) -> FFN:
+    """Describe a target module.
+
+    Raises:
+        ArchitectureError: If it is no FFN, or has adapters of another method inside.
+    """
+    if isinstance(module, LanderFFN):
+        return FFN(key, module.base_layer, module.input_names, module.output_name, module.width, module.neurons)
+    ffn = recognise(module, key)
+    children = [module.get_submodule(name) for name in ffn.projections] if ffn is not None else [module]
+    adapted = [type(part).__name__ for child in children for part in child.modules() if isinstance(part, BaseTunerLayer)]
+    if adapted:
+        raise ArchitectureError(
+            "target_modules", key, f"has adapters of another method ({adapted[0]}); merge them into the base first."
+        )
+    if ffn is None:
+        raise ArchitectureError(
+            "target_modules",
+            key,
+            f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'.",
+        )
+    return ffn
+
+
+def check_options(config: LanderConfig, ffn: FFN) -> None:
+    """Options that not every FFN can have."""
+    if config.general_rank is not None and config.general_rank > ffn.width:
+        raise ConfigError(
+            "general_rank", config.general_rank, f"is larger than the model width {ffn.width}; None means whole rows."
+        )
+    if config.car == "token" and not ffn.has_own_module:
+        raise ConfigError(
+            "car", "token", f"needs an FFN that is a module of its own, which {ffn.name} has not; choose another gate."
+        )
+
+
+def check_base(config: LanderConfig, model: nn.Module) -> None:
+    """A neuron map made for another base shows in names or sizes."""
+    modules = dict(model.named_modules())
+    if isinstance(config.neuron_map, NeuronMap):
+        available = len(find_ffns(without_adapters(model)))
+        if available != config.neuron_map.num_layers:
+            raise NeuronMapError(
+                "neuron_map", f"{config.neuron_map.num_layers} FFN layers", f"the model has {available}; detect on it."
+            )
+    for key, counts in (config.neuron_counts or {}).items():
+        if key not in modules:
+            raise NeuronMapError("neuron_map", key, "the model has no such module; detect neurons on this model.")
+        ffn = as_ffn(modules[key], key)
+        for name, made_for, has in (("p", counts["neurons"], ffn.neurons), ("d", counts["width"], ffn.width)):
+            if made_for != has:
+                raise NeuronMapError(
+                    "neuron_map", f"{key}: {name}={made_for}", f"the model has {name}={has}; detect neurons on it."
+                )
+
+
+def check_fingerprint(config: LanderConfig, model: nn.Module) -> None:
+    if config.base_fingerprint is None or not config.verify_base:
+        return
+    if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
+        raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
+    found = fingerprint(without_adapters(model))
+    if found is not None and found != config.base_fingerprint:
+        raise NeuronMapError(
+            "base_fingerprint",
+            config.base_fingerprint,
+            f"the model's FFN weights have {found}: the adapter was made for other weights. Load the base model it "
+            "names, or set verify_base=False in its config to use it all the same.",
+        )
