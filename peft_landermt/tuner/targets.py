@@ -48,7 +48,9 @@ def as_ffn(module: nn.Module, key: str) -> FFN:
         return FFN(key, module.base_layer, module.input_names, module.output_name, module.width, module.neurons)
     ffn = recognise(module, key)
     children = [module.get_submodule(name) for name in ffn.projections] if ffn is not None else [module]
-    adapted = [type(part).__name__ for child in children for part in child.modules() if isinstance(part, BaseTunerLayer)]
+    adapted = [
+        type(part).__name__ for child in children for part in child.modules() if isinstance(part, BaseTunerLayer)
+    ]
     if adapted:
         raise ArchitectureError(
             "target_modules", key, f"has adapters of another method ({adapted[0]}); merge them into the base first."

@@ -314,6 +314,24 @@ def test_resumed_training_is_bit_identical(
     assert losses(second)[-4:] == losses(first)[-4:]
 
 
+def test_resuming_on_a_bfloat16_base_loses_no_bit(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Files hold the deltas in the type of the base by default; checkpoints hold them as they are trained."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = adapt(copy.deepcopy(base).to(torch.bfloat16), neuron_map)
+    trainer_of(whole, tokenizer, tmp_path, ROWS, **settings).train()
+    resumed = adapt(copy.deepcopy(base).to(torch.bfloat16), neuron_map, seed=None)
+    trainer = trainer_of(resumed, tokenizer, tmp_path, ROWS, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    pairs = zip(resumed.named_parameters(), whole.named_parameters(), strict=True)
+    assert all(first.equal(second) for (_, first), (_, second) in pairs)
+    assert whole.peft_config["default"].save_dtype is None
+    assert {value.dtype for key, value in get_peft_model_state_dict(whole).items() if "_proj" in key} == {
+        torch.bfloat16
+    }
+
+
 # Evaluation
 
 
