@@ -49,6 +49,10 @@ class ConfigError(LanderError):
     """An option of `LanderConfig` is wrong, or options contradict each other."""
 
 
+class UnknownOptionError(ConfigError, TypeError):
+    """`LanderConfig` has no such field; a `TypeError` too, as for any unknown keyword."""
+
+
 class AdapterError(LanderError):
     """An adapter file is damaged, or does not fit its config or the base model."""
 

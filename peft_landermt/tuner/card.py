@@ -83,7 +83,8 @@ def _base(config: LanderConfig) -> str | None:
 def _metadata(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     data: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "translation", "tags": ["lander", "translation"]}
     base = _base(config) or ""
-    data["base_model"] = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        data["base_model"] = base
     codes = languages_of(parse_pairs(config.language_pairs)) if config.language_pairs else []
     data["language"] = sorted({code.split("_")[0] for code in codes}) or None
     results = [

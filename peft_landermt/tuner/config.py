@@ -12,7 +12,7 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnknownOptionError
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
 from .card import write_model_card
@@ -115,9 +115,7 @@ class LanderConfig(PeftConfig):
         known = {item.name for item in fields(cls)}
         for name in options:
             if name not in known:
-                raise ConfigError(
-                    name, options[name], "LanderConfig has no such field; remove it, or update peft_landermt."
-                )
+                raise UnknownOptionError(name, options[name], "is no field of LanderConfig; see its documentation.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

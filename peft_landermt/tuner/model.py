@@ -71,7 +71,11 @@ class LanderModel(BaseTuner):
         if peft_config.target_modules is None:
             matched = copy.copy(peft_config)
             counts = peft_config.neuron_counts
-            matched.target_modules = set(counts) if counts is not None else self.__dict__["default_targets"]
+            targets = set(counts) if counts is not None else self.__dict__["default_targets"]
+            if key in targets and peft_config.layers_to_transform is not None:
+                # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
+                targets, key = {"ffn"}, f"{key}.ffn"
+            matched.target_modules = targets
         found = BaseTuner._check_target_module_exists(matched, key)
         if found and peft_config.neuron_counts is not None:
             return key in peft_config.neuron_counts

@@ -13,7 +13,8 @@ from .layer import LanderFFN
 
 
 def default_targets(model: nn.Module) -> set[str]:
-    """Last name segments of the model's FFNs; full names where other modules have the same segment."""
+    """Last name segments of the model's FFNs; full names where other modules have the same segment, and where the
+    FFN's projections sit on the decoder layer, whose last segment is a number."""
     ffns = find_ffns(without_adapters(model))
     names = {ffn.name for ffn in ffns}
     segments = {name.rpartition(".")[2] for name in names}
@@ -22,7 +23,8 @@ def default_targets(model: nn.Module) -> set[str]:
         for name, _ in model.named_modules()
         if name.rpartition(".")[2] in segments and name not in names and ".base_layer" not in name
     }
-    return segments if not others else names
+    on_layers = any(segment.isdigit() for segment in segments)
+    return names if others or on_layers else segments
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
