@@ -425,6 +425,35 @@ def mixed_batches(case: Case) -> None:
             assert single[0].equal(together[row])
 
 
+def mixed_training(case: Case) -> None:
+    """Every adapter of a mixed batch gets the gradient of its own rows."""
+    model = case.adapted(seed=1)
+    model.add_adapter("second", case.config())
+    model.set_adapter("second")
+    randomize_adapter(model, seed=2)
+    for name in ("default", "second"):
+        model.set_requires_grad(name)
+    names, pairs = ["second", "__base__", "default"], case.route.get("language_pairs")
+
+    def gradients(rows: list[int]) -> dict[str, torch.Tensor | None]:
+        model.zero_grad()
+        extra = {"language_pairs": [pairs[row] for row in rows]} if pairs else {}
+        out = model(input_ids=ids()[rows], adapter_names=[names[row] for row in rows], **extra).logits
+        out.square().sum().backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+    model.train()
+    together, alone = gradients([0, 1, 2]), [gradients([0]), gradients([2])]
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in together.values())
+    for name, gradient in together.items():
+        parts = [part[name] for part in alone if part[name] is not None]
+        if gradient is None:
+            assert not parts
+        else:
+            scale = float(gradient.abs().max()) + 1e-6
+            torch.testing.assert_close(sum(parts), gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
 def several_active_adapters(case: Case) -> None:
     """Deltas add up; adapters that route neurons are refused together."""
     model = case.adapted(seed=1)
@@ -471,6 +500,7 @@ BEHAVIOURS: dict[str, Callable[[Case], None]] = {
     "fp16 and bf16 base, fp32 adapter": half_precision,
     "hotswap_adapter": hotswap,
     "mixed batches, forward and generate": mixed_batches,
+    "mixed batches, training": mixed_training,
     "several active adapters": several_active_adapters,
     "PeftMixedModel is refused": mixed_peft_model,
 }

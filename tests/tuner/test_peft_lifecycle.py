@@ -829,6 +829,39 @@ def test_lora_elsewhere_is_none_of_our_business(
     assert logits(model, ids(), language_pairs=PAIRS).isfinite().all() and lander_layers(model)
 
 
+@pytest.mark.slow
+@one_architecture
+@pytest.mark.parametrize("options", [{}, {"general_rank": None}, {"car": "token"}, {"car": "learned"}], ids=str)
+def test_compiled_model_gives_the_same_numbers(
+    base: PreTrainedModel, neuron_map: NeuronMap, options: dict[str, Any]
+) -> None:
+    """The default backend, forward and backward."""
+    model = adapt(base, neuron_map, ["en-de"], **options)
+    expected = model(input_ids=ids(), labels=ids())
+    expected.loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    compiled = torch.compile(model)(input_ids=ids(), labels=ids())
+    compiled.loss.backward()
+    torch.testing.assert_close(compiled.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    for name, weight in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@one_architecture
+def test_key_mapping(base: PreTrainedModel, fresh: Any, tmp_path: Path) -> None:
+    """Weights saved under names that an older version of the base model had."""
+    model = adapt(base)
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    save_file({key.replace(".layers.", ".blocks."): value for key, value in state.items()}, tmp_path / WEIGHTS)
+    with pytest.raises(AdapterError, match="lacks"):
+        PeftModel.from_pretrained(fresh(), str(tmp_path))
+    loaded = PeftModel.from_pretrained(fresh(), str(tmp_path), key_mapping={r"\.blocks\.": ".layers."})
+    assert logits(loaded, ids()).equal(logits(model, ids()))
+
+
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
