@@ -20,15 +20,20 @@ from .errors import ArchitectureError
 
 @dataclass(frozen=True)
 class FFNLayout:
-    """Names of the projections of one FFN convention."""
+    """Names of the projections of one FFN convention.
+
+    With `fused` 2, the input projection stacks the rows of gate and up projection, (2p, d).
+    """
 
     inputs: tuple[str, ...]
     output: str
     used_by: str
+    fused: int = 1
 
 
 FFN_LAYOUTS: tuple[FFNLayout, ...] = (
     FFNLayout(("gate_proj", "up_proj"), "down_proj", "Llama, Mistral, Qwen, Gemma, Cohere, OLMo 2, StableLM"),
+    FFNLayout(("gate_up_proj",), "down_proj", "Phi-3, GLM-4", fused=2),
     FFNLayout(("dense_h_to_4h",), "dense_4h_to_h", "BLOOM, Falcon, GPT-NeoX"),
     FFNLayout(("up_proj",), "down_proj", "MPT, Nemotron"),
     FFNLayout(("c_fc",), "c_proj", "GPT-2, Starcoder"),
@@ -39,6 +44,9 @@ FFN_LAYOUTS: tuple[FFNLayout, ...] = (
 )  # fmt: skip
 
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 @dataclass(frozen=True)
 class FFN:
     """One FFN of a model.
@@ -46,10 +54,11 @@ class FFN:
     Attributes:
         name: Module name in the model, such as `model.layers.3.mlp`.
         module: The FFN module.
-        inputs: Names of its input projections, each of shape (p, d).
+        inputs: Names of its input projections, each of shape (fused · p, d).
         output: Name of its output projection, of shape (d, p).
         width: Model width d.
         neurons: Number of neurons p.
+        fused: How many rows of an input projection belong to a neuron: i, i + p, ...
     """
 
     name: str
@@ -58,6 +67,7 @@ class FFN:
     output: str
     width: int
     neurons: int
+    fused: int = 1
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -88,11 +98,18 @@ def weight_rows(module: nn.Module) -> torch.Tensor:
 
 
 def has_dense_weight(module: nn.Module) -> bool:
-    """Whether the layer is a plain linear layer whose floating-point weight can be read and written."""
+    """Whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        return False
-    return type(module) in (nn.Linear, Conv1D) or getattr(type(module), "forward", None) is nn.Linear.forward
+    plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+    return plain and weight.dtype in _FLOATS  # type: ignore[union-attr]
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the layer is x W^T + b with a dense weight, and does nothing else; hooks, such as those of offloading,
+    are something else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    plain = type(module) is Conv1D or type(module).forward is nn.Linear.forward
+    return plain and not hooked and has_dense_weight(module)
 
 
 def recognise(module: nn.Module, name: str = "") -> FFN | None:
@@ -114,8 +131,8 @@ def _recognise_by_name(module: nn.Module, name: str) -> FFN | None:
     for layout in FFN_LAYOUTS:
         if layout.output in linear and all(key in linear for key in layout.inputs):
             neurons, width = linear[layout.output]
-            if all(linear[key] == (width, neurons) for key in layout.inputs):
-                return FFN(name, module, layout.inputs, layout.output, width, neurons)
+            if all(linear[key] == (width, layout.fused * neurons) for key in layout.inputs):
+                return FFN(name, module, layout.inputs, layout.output, width, neurons, layout.fused)
     return None
 
 

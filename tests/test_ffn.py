@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +21,7 @@ from peft_landermt.ffn import (
     find_ffns,
     fingerprint,
     has_dense_weight,
+    is_plain_linear,
     recognise,
     weight_rows,
 )
@@ -252,19 +254,30 @@ class _OwnForward(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    ("layer", "expected"),
+    ("layer", "dense", "plain"),
     [
-        (nn.Linear(3, 5), True),
-        (nn.Linear(3, 5, dtype=torch.bfloat16), True),
-        (Conv1D(5, 3), True),
-        (_Subclass(3, 5), True),
-        (_OwnForward(3, 5), False),
-        (Quantized(3, 5), False),
-        (nn.ReLU(), False),
+        (nn.Linear(3, 5), True, True),
+        (nn.Linear(3, 5, dtype=torch.bfloat16), True, True),
+        (Conv1D(5, 3), True, True),
+        (_Subclass(3, 5), True, True),
+        (_OwnForward(3, 5), True, False),
+        (nn.Linear(3, 5).to(torch.float8_e4m3fn), False, False),
+        (Quantized(3, 5), False, False),
+        (nn.ReLU(), False, False),
     ],
 )
-def test_has_dense_weight(layer: nn.Module, expected: bool) -> None:
-    assert has_dense_weight(layer) is expected
+def test_has_dense_weight(layer: nn.Module, dense: bool, plain: bool) -> None:
+    assert (has_dense_weight(layer), is_plain_linear(layer)) == (dense, plain)
+
+
+def test_hooks_make_a_layer_more_than_its_product() -> None:
+    layer = nn.Linear(3, 5)
+    handle = layer.register_forward_hook(lambda *_: None)
+    assert not is_plain_linear(layer)
+    handle.remove()
+    assert is_plain_linear(layer)
+    add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+    assert not is_plain_linear(layer) and has_dense_weight(layer)
 
 
 def test_fingerprint_is_the_checkpoint_s_not_the_precision_s(base: nn.Module) -> None:

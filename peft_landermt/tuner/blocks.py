@@ -66,12 +66,13 @@ class NeuronBlocks(nn.Module):
 
     A block is the language-general neurons or those specific to one language. Every block has an int32 buffer
     `{block}_neurons` (n,), and for every projection a delta of n rows of width d, neuron by neuron: rows of an input
-    projection, columns of the output projection. It is a parameter `{block}_{projection}` (n, d), or, for the general
-    block with `general_rank` r, the product of `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d).
+    projection, columns of the output projection. A projection that fuses gate and up projection has 2n, those of the
+    gate first. A delta is a parameter `{block}_{projection}` (n, d), or, for the general block with `general_rank` r,
+    the product of `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d).
 
     Args:
         layout: Sizes and options.
-        projections: Names of all projections of the FFN.
+        projections: Names of all projections of the FFN, each with the number of rows or columns of a neuron in it.
         device: Device of the parameters and buffers.
         dtype: Floating-point type of the parameters.
         init_weights: Whether the deltas start at zero; random otherwise.
@@ -80,7 +81,7 @@ class NeuronBlocks(nn.Module):
     def __init__(
         self,
         layout: BlockLayout,
-        projections: tuple[str, ...],
+        projections: Mapping[str, int],
         device: torch.device,
         dtype: torch.dtype,
         init_weights: bool = True,
@@ -109,7 +110,7 @@ class NeuronBlocks(nn.Module):
                 nn.init.uniform_(parameter, -1 / math.sqrt(layout.width), 1 / math.sqrt(layout.width))
 
     def _add_delta(self, block: str, projection: str, device: torch.device, dtype: torch.dtype) -> None:
-        count = int(self.get_buffer(f"{block}_neurons").shape[0])
+        count = int(self.get_buffer(f"{block}_neurons").shape[0]) * self.projections[projection]
         width, rank = self.layout.width, self.layout.general_rank
         if block != GENERAL_BLOCK or rank is None:
             rows = torch.zeros(count, width, device=device, dtype=dtype)
@@ -124,12 +125,14 @@ class NeuronBlocks(nn.Module):
     def is_low_rank(self, block: str) -> bool:
         return block == GENERAL_BLOCK and self.layout.general_rank is not None
 
-    def neurons(self, block: str) -> torch.Tensor:
-        """Indices of a block's neurons: int64 (n,)."""
-        return self.get_buffer(f"{block}_neurons").long()
+    def neurons(self, block: str, projection: str | None = None) -> torch.Tensor:
+        """Indices of a block's neurons, or of their rows (columns) in a projection: int64 (n,)."""
+        neurons = self.get_buffer(f"{block}_neurons").long()
+        parts = 1 if projection is None else self.projections[projection]
+        return neurons if parts == 1 else torch.cat([neurons + part * self.layout.neurons for part in range(parts)])
 
     def rows(self, block: str, projection: str) -> torch.Tensor:
-        """Delta rows of a block: (n, d)."""
+        """Delta rows of a block: (n, d); twice as many where a projection fuses two."""
         if self.is_low_rank(block):
             factor_a, factor_b = self.factors(block, projection)
             return factor_b @ factor_a

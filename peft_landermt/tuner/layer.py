@@ -42,7 +42,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = ffn.module
         self.input_names, self.output_name = ffn.inputs, ffn.output
-        self.neurons, self.width = ffn.neurons, ffn.width
+        self.neurons, self.width, self.fused = ffn.neurons, ffn.width, ffn.fused
         self.routing = routing
         self.lander_blocks = nn.ModuleDict()
         self._disable_adapters = False
@@ -71,7 +71,8 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             inference_mode: Whether it stays frozen.
         """
         device, dtype = self.device_and_dtype()
-        blocks = NeuronBlocks(layout, self.projection_names, device, dtype, init_weights)
+        parts = {name: 1 if name == self.output_name else self.fused for name in self.projection_names}
+        blocks = NeuronBlocks(layout, parts, device, dtype, init_weights)
         if neuron_map is not None:
             blocks.read_neuron_map(neuron_map, layer)
         self.lander_blocks[adapter_name] = blocks
@@ -80,6 +81,11 @@ class LanderFFN(nn.Module, BaseTunerLayer):
     @property
     def projection_names(self) -> tuple[str, ...]:
         return (*self.input_names, self.output_name)
+
+    def ffn(self, name: str) -> FFN:
+        """The wrapped FFN, under a name."""
+        names = (self.input_names, self.output_name)
+        return FFN(name, self.base_layer, *names, self.width, self.neurons, self.fused)
 
     def blocks(self, adapter_name: str) -> NeuronBlocks:
         """The blocks of an adapter."""
@@ -131,8 +137,17 @@ class LanderFFN(nn.Module, BaseTunerLayer):
                 assert base is not None
                 if isinstance(base, AdaptedProjection):
                     base = base.base  # within a checkpointed decoder layer
-                modules[name] = AdaptedProjection(base, name, groups, batch, is_output=name == self.output_name)
+                adapted = AdaptedProjection(base, name, groups, batch, is_output=name == self.output_name)
+                modules[name] = adapted
             yield
+            for name in originals:
+                if not modules[name].called:  # type: ignore[union-attr]
+                    raise ArchitectureError(
+                        "model",
+                        name,
+                        f"{type(self.base_layer).__name__} reads its weight without calling it, so deltas would be "
+                        "lost; for BLOOM, load the model with slow_but_exact=False.",
+                    )
         finally:
             modules.update(originals)
 

@@ -39,7 +39,7 @@ def merged_weight(
     for block, gate in zip(wanted, (gates[0], *[gates[1]] * (len(wanted) - 1)), strict=True):
         if block not in layout.tuned_blocks and gate == 1.0:
             continue
-        neurons = blocks.neurons(block)
+        neurons = blocks.neurons(block, projection)
         rows = weight.index_select(neuron_axis, neurons)
         if block in layout.tuned_blocks:
             delta = blocks.rows(block, projection).detach()

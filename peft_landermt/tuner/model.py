@@ -174,7 +174,10 @@ class LanderModel(BaseTuner):
                 self.routing.chosen[name] = language_pair
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward of the base model; the route was made by `_enable_peft_forward_hooks`."""
+        """Forward of the base model; the route is made by `_enable_peft_forward_hooks`, for most models in PEFT."""
+        if self.routing.route is None and kwargs.get("language_pairs") is not None:
+            with self._enable_peft_forward_hooks(*args, **kwargs):  # PEFT hands MPT's calls on without it
+                return self.forward(*args, **kwargs)
         kwargs.pop("language_pairs", None)
         if self.routing.route is not None:
             # PEFT does not show the inputs when the route is made

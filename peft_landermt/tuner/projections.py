@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ffn import has_dense_weight, weight_rows
+from ..ffn import is_plain_linear, weight_rows
 from .blocks import GENERAL_BLOCK, NeuronBlocks
 from .routing import Rows, constant_gates, learned_gates, token_gates
 
@@ -111,15 +111,20 @@ class Group:
         general, specific = self.masks(hidden.dim())
         self.delta_gates = token_gates(hidden, gradient, general, specific, awareness)
 
-    def specific_mask(self, like: torch.Tensor) -> torch.Tensor | None:
-        """Which of the concatenated specific neurons each sample uses: (n, 1, ..., s); None where all do."""
+    def specific_mask(self, like: torch.Tensor, parts: int = 1) -> torch.Tensor | None:
+        """Which of the concatenated specific neurons each sample uses: (n, 1, ..., s); None where all do.
+
+        Args:
+            parts: Rows of each neuron.
+        """
         if self.rows.pair_of_sample is None:
             return None
         rows = [
             torch.cat(
                 [
                     like.new_full(
-                        (self.blocks.layout.specific[block],), float(block in self.blocks.layout.languages(pair))
+                        (parts * self.blocks.layout.specific[block],),
+                        float(block in self.blocks.layout.languages(pair)),
                     )
                     for block in self.specific_blocks
                 ]
@@ -142,7 +147,7 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
     weight = weight_rows(layer)
     for group in groups:
         for block in group.folded_blocks():
-            neurons, delta = group.blocks.neurons(block), group.blocks.rows(block, projection)
+            neurons, delta = group.blocks.neurons(block, projection), group.blocks.rows(block, projection)
             axis = 1 if is_output else 0
             base = weight.index_select(axis, neurons)
             tuned = (base.to(delta.dtype) + (delta.t() if is_output else delta)).to(weight.dtype)
@@ -182,7 +187,9 @@ class AdaptedProjection(nn.Module):
         self.groups = groups
         self.batch = batch
         self.is_output = is_output
-        self.folds = has_dense_weight(base) and any(group.folded_blocks() for group in groups)
+        self.called = False
+        self.parts = groups[0].blocks.projections[name]
+        self.folds = is_plain_linear(base) and any(group.folded_blocks() for group in groups)
         self._weight = fold(base, groups, name, is_output=is_output) if self.folds else None
 
     @property
@@ -196,6 +203,7 @@ class AdaptedProjection(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Input projection: (N, ..., d) → (N, ..., p). Output projection: (N, ..., p) → (N, ..., d)."""
+        self.called = True
         if states.shape[0] != self.batch:
             shape = states.shape[:-1]
             return self._forward(states.reshape(self.batch, -1, states.shape[-1])).reshape(*shape, -1)
@@ -212,6 +220,7 @@ class AdaptedProjection(nn.Module):
             chosen, before = group.take(states), group.take(result)
             after = self._add_deltas(group, chosen, before)
             if not self.is_output and (gate := group.input_gate(chosen)) is not None:
+                gate = torch.cat([gate] * self.parts, dim=-1) if self.parts > 1 else gate
                 after = after * gate if self.bias is None else after + (after - self.bias) * (gate - 1)
             if after is not before:
                 result = group.put(result, after.to(result.dtype))
@@ -225,9 +234,9 @@ class AdaptedProjection(nn.Module):
             result = self._add_general(group, states, result)
         specific = [block for block in group.specific_blocks if block not in folded]
         if specific:
-            neurons = torch.cat([blocks.neurons(block) for block in specific])
+            neurons = torch.cat([blocks.neurons(block, self.name) for block in specific])
             rows = torch.cat([blocks.rows(block, self.name) for block in specific])
-            scale = group.specific_mask(states)
+            scale = group.specific_mask(states, self.parts)
             gate = group.delta_gate(specific[0], states)
             if gate is not None:
                 scale = gate if scale is None else scale * gate
@@ -236,12 +245,14 @@ class AdaptedProjection(nn.Module):
 
     def _add_general(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         blocks = group.blocks
-        neurons = blocks.neurons(GENERAL_BLOCK)
+        neurons = blocks.neurons(GENERAL_BLOCK, self.name)
         gate = group.delta_gate(GENERAL_BLOCK, states)
         if not blocks.is_low_rank(GENERAL_BLOCK):
             return self._add_rows(states, result, neurons, blocks.rows(GENERAL_BLOCK, self.name), gate)
         factor_a, factor_b = (factor.to(states.dtype) for factor in blocks.factors(GENERAL_BLOCK, self.name))
-        wide_b = factor_b.new_zeros(blocks.layout.neurons, factor_b.shape[1]).index_copy(0, neurons, factor_b)
+        wide_b = factor_b.new_zeros(blocks.layout.neurons * self.parts, factor_b.shape[1]).index_copy(
+            0, neurons, factor_b
+        )
         if self.is_output:
             small = states @ wide_b
             return result + F.linear(small if gate is None else small * gate, factor_a.t()).to(result.dtype)

@@ -47,7 +47,7 @@ def as_ffn(module: nn.Module, key: str) -> FFN:
         ArchitectureError: If it is no FFN, or has adapters of another method inside.
     """
     if isinstance(module, LanderFFN):
-        return FFN(key, module.base_layer, module.input_names, module.output_name, module.width, module.neurons)
+        return module.ffn(key)
     ffn = recognise(module, key)
     children = [module.get_submodule(name) for name in ffn.projections] if ffn is not None else [module]
     adapted = [
