@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -72,9 +73,15 @@ def provenance() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "command": " ".join(sys.argv),
+        "command": " ".join(_shareable(sys.argv)),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _shareable(arguments: list[str]) -> list[str]:
+    """The command without where files lie on this machine."""
+    named = [os.path.basename(part) if os.path.isabs(part) else part for part in arguments]
+    return ["python", *named]
 
 
 def append_result(path: Path | None, result: dict[str, Any]) -> None:
