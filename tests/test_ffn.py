@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,13 +57,24 @@ class Quantized(nn.Module):
 @pytest.mark.parametrize("linear", [nn.Linear, _transposed, Quantized])
 @pytest.mark.parametrize("layout", FFN_LAYOUTS, ids=lambda layout: layout.output)
 def test_every_layout(layout: FFNLayout, linear: Callable[[int, int], nn.Module]) -> None:
-    module = Children(linear, **{name: (D, P) for name in layout.inputs}, **{layout.output: (P, D)})
+    shape = (D, layout.fused * P)
+    module = Children(linear, **dict.fromkeys(layout.inputs, shape), **{layout.output: (P, D)})
     module.add_module("act", nn.ReLU())
     ffn = recognise(module, "layers.3.mlp")
     assert ffn is not None
     assert (ffn.name, ffn.inputs, ffn.output) == ("layers.3.mlp", layout.inputs, layout.output)
-    assert (ffn.module, ffn.width, ffn.neurons) == (module, D, P)
+    assert (ffn.module, ffn.width, ffn.neurons, ffn.fused) == (module, D, P, layout.fused)
     assert ffn.projections == (*layout.inputs, layout.output)
+
+
+def test_the_docs_name_every_layout() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "Input projections" not in line]
+    expected = []
+    for layout in FFN_LAYOUTS:
+        inputs = ", ".join(layout.inputs) + (" (fused)" if layout.fused > 1 else "")
+        expected.append(f"| {inputs} | {layout.output} | {layout.used_by} |")
+    assert rows == expected
 
 
 def test_names_decide_where_there_are_other_linear_layers() -> None:
