@@ -14,6 +14,12 @@ def routed_pairs(model: nn.Module) -> list[str]:
     return list(getattr(model, "routed_language_pairs", ()))
 
 
+def row_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Delta rows that want a lower learning rate than the other parameters; empty for other models."""
+    find = getattr(model, "row_parameters", None)
+    return find() if callable(find) else []
+
+
 def accepts_logits_to_keep(model: nn.Module) -> bool:
     """Whether the transformers model can be asked for the logits of its last positions only."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

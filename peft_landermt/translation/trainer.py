@@ -10,9 +10,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..errors import CorpusError
+from ..errors import ConfigError, CorpusError
 from .collator import IGNORED, TranslationCollator
-from .models import accepts_logits_to_keep, routed_pairs, saved_in_full
+from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full
 from .scoring import evaluate_translation
 
 
@@ -30,6 +30,8 @@ class LanderTrainer(Trainer):
         train_dataset: Rows to train on.
         eval_dataset: Rows to evaluate on.
         processing_class: Tokenizer of the model.
+        row_lr_ratio: Learning rate of whole delta rows relative to that of low-rank factors, where an adapter has
+            both. A step of Adam moves a row much further than a step on two factors moves their product.
         predict_with_generate: Whether `evaluate` also translates the evaluation rows and adds BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.
@@ -37,6 +39,7 @@ class LanderTrainer(Trainer):
 
     Raises:
         CorpusError: The first training row lacks a field, or names a pair that the adapter does not hold.
+        ConfigError: `row_lr_ratio` is not positive.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class LanderTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        row_lr_ratio: float = 0.1,
         predict_with_generate: bool = False,
         generation_options: dict[str, Any] | None = None,
         **trainer_options: Any,
@@ -55,6 +59,9 @@ class LanderTrainer(Trainer):
             if processing_class is None:
                 raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
             data_collator = TranslationCollator(processing_class, seed=args.seed if args is not None else 0)
+        if not row_lr_ratio > 0:
+            raise ConfigError("row_lr_ratio", row_lr_ratio, "must be positive; 1 trains rows and factors alike.")
+        self.row_lr_ratio = row_lr_ratio
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
         super().__init__(
@@ -88,6 +95,14 @@ class LanderTrainer(Trainer):
         lengths = [len(row["source"]) + len(row["target"]) for row in rows]
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(size, lengths=lengths)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
+        made_here = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made_here and self.row_lr_ratio != 1:
+            slow_down(optimizer, row_parameters(self.accelerator.unwrap_model(self.model)), self.row_lr_ratio)
+        return optimizer
 
     def compute_loss(
         self,
@@ -144,6 +159,16 @@ class LanderTrainer(Trainer):
         for name in ("bleu", "chrf"):
             scores[f"{prefix}_{name}"] = sum(scores[f"{prefix}_{name}_{pair}"] for pair in by_pair) / len(by_pair)
         return scores
+
+
+def slow_down(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], ratio: float) -> None:
+    """Move parameters into groups of their own, with `ratio` times the learning rate of the group they were in."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        slow = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if slow:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * ratio})
 
 
 def _labelled_positions(labels: torch.Tensor) -> torch.Tensor:

@@ -142,6 +142,13 @@ class NeuronBlocks(nn.Module):
         """Low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
         return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
 
+    def rows_beside_factors(self) -> list[nn.Parameter]:
+        """Delta rows, where the general block is a product of two factors; none where there are no factors."""
+        if not (self.is_low_rank(GENERAL_BLOCK) and GENERAL_BLOCK in self.layout.tuned_blocks):
+            return []
+        specific = [block for block in self.layout.tuned_blocks if block != GENERAL_BLOCK]
+        return [self.get_parameter(f"{block}_{name}") for block in specific for name in self.projections]
+
     def pair_index(self, pair: str | None) -> int:
         """Row of a pair in the tensors that have one row per pair."""
         return self.layout.language_pairs.index(pair) if pair in self.layout.language_pairs else 0

@@ -240,6 +240,19 @@ class LanderModel(BaseTuner):
             names = adapter_names if adapter_names is not None else layer.active_adapters
             layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
 
+    # Training
+
+    def row_parameters(self) -> list[nn.Parameter]:
+        """Trainable delta rows of adapters whose general block is low-rank; they want a lower learning rate.
+
+        Empty for adapters that have rows only, or factors only.
+        """
+        rows: list[nn.Parameter] = []
+        for layer in self._layers():
+            for name in layer.lander_blocks:
+                rows.extend(layer.blocks(name).rows_beside_factors())
+        return [row for row in rows if row.requires_grad]
+
     # State
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, evaluate_translation
-from peft_landermt.errors import CorpusError, LanderError
+from peft_landermt.errors import ConfigError, CorpusError, LanderError
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
 from ..tuner.helpers import adapt, same_state
@@ -59,7 +59,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def trainer_of(model: Any, tokenizer: Any, folder: Path, rows: Any = ROWS, **options: Any) -> LanderTrainer:
     own = {
         name: options.pop(name)
-        for name in ("eval_dataset", "predict_with_generate", "generation_options")
+        for name in ("eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio")
         if name in options
     }
     return LanderTrainer(
@@ -283,6 +283,48 @@ def test_an_unusable_first_row_fails_at_once(
 ) -> None:
     with pytest.raises(CorpusError):
         trainer_of(adapt(base, neuron_map), tokenizer, tmp_path, [{**ROWS[0], **change}, *ROWS])
+
+
+# Learning rates
+
+
+def rates(trainer: LanderTrainer) -> dict[str, float]:
+    """Learning rate of every trainable parameter, by its name."""
+    names = {id(weight): name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    groups = trainer.create_optimizer().param_groups
+    found = {names.pop(id(weight)): group["lr"] for group in groups for weight in group["params"]}
+    assert not names, "every parameter is in one group"
+    return found
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_rows_learn_slower_than_factors(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, ratio: float
+) -> None:
+    model = adapt(base, neuron_map, car="learned")
+    for name, rate in rates(trainer_of(model, tokenizer, tmp_path, learning_rate=1e-3, row_lr_ratio=ratio)).items():
+        is_row = not name.endswith((".gates", "_A", "_B"))
+        assert rate == pytest.approx(1e-3 * (ratio if is_row else 1))
+
+
+@pytest.mark.parametrize("options", [{"general_rank": None}, {"tune": "general"}, {"tune": "specific"}], ids=str)
+def test_rows_or_factors_alone_take_the_learning_rate_as_it_is(
+    base: PreTrainedModel,
+    neuron_map: NeuronMap,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    trainer = trainer_of(adapt(base, neuron_map, **options), tokenizer, tmp_path, learning_rate=1e-3)
+    assert set(rates(trainer).values()) == {1e-3}
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0])
+def test_the_ratio_is_positive(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, ratio: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"row_lr_ratio=.*must be positive"):
+        trainer_of(base, tokenizer, tmp_path, row_lr_ratio=ratio)
 
 
 # Checkpoints
