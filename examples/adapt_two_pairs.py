@@ -47,7 +47,7 @@ def main() -> float:
     model.print_trainable_parameters()
     rows = [row for pair in args.pairs for row in corpus.training_rows([pair])[: args.rows]]
     arguments = TrainingArguments(
-        str(args.output / "checkpoints"), learning_rate=5e-4, num_train_epochs=1, save_strategy="no", report_to=[]
+        str(args.output / "checkpoints"), learning_rate=1e-3, num_train_epochs=1, save_strategy="no", report_to=[]
     )
     LanderTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer).train()
 
