@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     lander.add_argument("--car", default="off")
     lander.add_argument("--inactive-neurons", default="keep")
     lander.add_argument("--tune", default="pair")
+    lander.add_argument("--row-lr-ratio", type=float, default=0.1, help="learning rate of rows beside factors")
     lander.add_argument("--neuron-map", type=Path, help="use this map, or write it here if it does not exist")
     parser.add_argument("--lora-rank", type=int, default=16)
     return parser.parse_args()
@@ -134,6 +135,7 @@ def train(args: argparse.Namespace, model: Any, tokenizer: Any, rows: list[dict[
             data_collator=TranslationCollator(tokenizer, templates=TEMPLATES[: args.templates], seed=args.seed),
             train_dataset=rows,
             processing_class=tokenizer,
+            row_lr_ratio=args.row_lr_ratio,
         )
         start = time.perf_counter()
         trainer.train()
