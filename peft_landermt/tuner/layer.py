@@ -136,7 +136,8 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             for name, base in originals.items():
                 assert base is not None
                 if isinstance(base, AdaptedProjection):
-                    base = base.base  # within a checkpointed decoder layer
+                    base.called = True  # by the one that takes its place within a checkpointed decoder layer
+                    base = base.base
                 adapted = AdaptedProjection(base, name, groups, batch, is_output=name == self.output_name)
                 modules[name] = adapted
             yield
