@@ -23,6 +23,7 @@ def test_all_kinds_are_here() -> None:
         "NeuronMapError",
         "ArchitectureError",
         "ConfigError",
+        "UnknownOptionError",
         "AdapterError",
     }
 
