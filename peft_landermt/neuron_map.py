@@ -78,8 +78,8 @@ class NeuronMap:
     Attributes:
         languages: Language codes; the order of the L axis.
         pair_layers: For every pair, its relevant layers in ascending order (eq. 2).
-        layer_changes: For every pair, D_i of every layer that has a successor (eq. 2).
-        neurons: One entry per FFN of the base model.
+        layer_changes: For every pair, D_i of every layer but the last (eq. 2); None for the last of an encoder.
+        neurons: One entry per FFN of the base model; in an encoder-decoder, of both.
         width: Model width d.
         fingerprint: Identifies the base weights; see `peft_landermt.ffn.fingerprint`.
         signature: One line that tells how the map was made: base, data, options, version.
@@ -87,7 +87,7 @@ class NeuronMap:
 
     languages: tuple[str, ...]
     pair_layers: Mapping[str, tuple[int, ...]]
-    layer_changes: Mapping[str, tuple[float, ...]]
+    layer_changes: Mapping[str, tuple[float | None, ...]]
     neurons: tuple[LayerNeurons, ...]
     width: int
     fingerprint: str | None

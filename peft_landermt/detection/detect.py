@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ from tqdm.auto import tqdm
 
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
 from ..ffn import FFN, find_ffns, fingerprint
-from ..language_pair import TRANSLATION_PROMPT, LanguagePair, check_language, format_prompt, parse_pairs
+from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..neuron_map import LayerNeurons, NeuronMap
+from ..seq2seq import is_encoder_decoder
 from ..version import __version__
 from .awareness import AwarenessSum, normalize
+from .batches import IGNORED, Batch, Batcher
 from .layers import ActivationStatistic, check_num_layers, layer_changes, mean_activation, relevant_layers
 from .partition import check_general_ratio, partition
-from .passes import Batch, accepts_logits_to_keep, frozen, make_batches, tap_activations
+from .passes import accepts_logits_to_keep, frozen, tap_activations
 
 
 @torch.inference_mode(False)
@@ -43,14 +46,16 @@ def detect_neurons(
     """Find the layers and neurons of every language pair (eq. 1 to 5).
 
     Every batch of sentences takes one forward and one backward pass, every batch of prompts one forward pass; each
-    serves all layers and all neurons. No weight gets a gradient. The model comes back as it was, also after an error.
+    serves all layers and all neurons. An encoder-decoder reads translations instead: encoder FFNs are scored for the
+    source language, decoder FFNs for the target language. No weight gets a gradient. The model comes back as it was,
+    also after an error.
 
     Args:
-        model: A decoder-only transformers model with its language-model head, without adapters.
+        model: A transformers model with its language-model head, decoder-only or encoder-decoder, without adapters.
         tokenizer: Its tokenizer.
         sentences: For every language, calibration sentences; multi-way parallel: sentence n says the same everywhere.
         language_pairs: Directions such as `["en-de", "de-en"]`; their languages must be in `sentences`.
-        num_layers: k, number of relevant layers of a pair.
+        num_layers: k, number of relevant layers of a pair; in an encoder-decoder, k of each.
         general_ratio: epsilon, fraction of a layer's neurons that is language-general.
         batch_size: Sentences per pass. The result does not depend on it, up to rounding.
         max_length: Tokens after which a sentence or prompt is cut.
@@ -73,26 +78,25 @@ def detect_neurons(
     _check_options(activation_statistic, batch_size, max_length)
     check_general_ratio(general_ratio)
     ffns = _check_model(model)
-    check_num_layers(num_layers, len(ffns))
+    stacks = _stacks(model, ffns)
+    check_num_layers(num_layers, min(map(len, stacks.values())))
 
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
     texts = {language: list(sentences[language]) for language in sentences}
-    prompts = {pair: [format_prompt(TRANSLATION_PROMPT, text, pair) for text in texts[pair.source]] for pair in pairs}
-    batches = {key: make_batches(tokenizer, value, batch_size, max_length, device) for key, value in texts.items()}
-    prompt_batches = {
-        key: make_batches(tokenizer, value, batch_size, max_length, device) for key, value in prompts.items()
-    }
-    total = sum(map(len, batches.values())) + sum(map(len, prompt_batches.values()))
+    batcher = Batcher(model, tokenizer, batch_size, max_length)
+    batches = batcher.of_sentences(texts)
+    pair_batches = {pair: batcher.of_pair(texts, pair) for pair in pairs}
+    total = len(batches) + sum(map(len, pair_batches.values()))
     with frozen(model), tqdm(total=total, desc="Detecting neurons", disable=not progress) as bar:
-        changes = {
-            pair: layer_changes(_prompt_activations(model, ffns, prompt_batches[pair], activation_statistic, bar))
+        activations = {
+            pair: _pair_activations(model, ffns, stacks, pair_batches[pair], activation_statistic, bar)
             for pair in pairs
         }
-        sums = {language: _sentence_awareness(model, ffns, batches[language], bar) for language in batches}
+        sums = _sentence_awareness(model, ffns, stacks, batches, bar)
 
-    _check_finite(changes, sums, ffns)
+    changes = {pair: _changes_by_layer(activations[pair], stacks) for pair in pairs}
+    _check_finite(activations, sums, ffns)
     neurons = tuple(
-        _partition_layer(ffn.name, [sums[language][index] for language in sums], general_ratio, normalize_awareness)
+        _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
         for index, ffn in enumerate(ffns)
     )
     options = {
@@ -106,8 +110,8 @@ def detect_neurons(
     base = fingerprint(model)
     return NeuronMap(
         languages=tuple(texts),
-        pair_layers={str(pair): tuple(relevant_layers(change, num_layers)) for pair, change in changes.items()},
-        layer_changes={str(pair): tuple(change.tolist()) for pair, change in changes.items()},
+        pair_layers={str(pair): _layers_of(activations[pair], stacks, num_layers) for pair in pairs},
+        layer_changes={str(pair): changes[pair] for pair in pairs},
         neurons=neurons,
         width=ffns[0].width,
         fingerprint=base,
@@ -116,60 +120,112 @@ def detect_neurons(
     )
 
 
-def _prompt_activations(
-    model: nn.Module, ffns: list[FFN], batches: list[Batch], statistic: ActivationStatistic, bar: tqdm
+def _stacks(model: nn.Module, ffns: list[FFN]) -> dict[str, list[int]]:
+    """Indices of the FFNs in the decoder and, where there is one, in the encoder."""
+    if not is_encoder_decoder(model):
+        return {"decoder": list(range(len(ffns)))}
+    inside = set(model.get_encoder().modules())  # type: ignore[operator]
+    stacks: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    for index, ffn in enumerate(ffns):
+        stacks["encoder" if ffn.module in inside else "decoder"].append(index)
+    return stacks
+
+
+def _pair_activations(
+    model: nn.Module,
+    ffns: list[FFN],
+    stacks: Mapping[str, list[int]],
+    batches: list[Batch],
+    statistic: ActivationStatistic,
+    bar: tqdm,
 ) -> torch.Tensor:
-    """A_{i,n} for the prompts of one pair (eq. 1): (layers, N)."""
+    """A_{i,n} for the translations of one pair (eq. 1): (layers, N)."""
     collected: list[list[torch.Tensor]] = [[] for _ in ffns]
     extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
+    stack_of = {index: stack for stack, indices in stacks.items() for index in indices}
     for batch in batches:
 
         def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch) -> None:
-            shaped = hidden.reshape(*batch.attention_mask.shape, hidden.shape[-1])
-            collected[layer].append(mean_activation(shaped, batch.attention_mask.to(hidden.device), statistic).cpu())
+            mask = batch.masks[stack_of[layer]]
+            shaped = hidden.reshape(*mask.shape, hidden.shape[-1])
+            collected[layer].append(mean_activation(shaped, mask.to(hidden.device), statistic).cpu())
 
         with torch.no_grad(), tap_activations(ffns, collect):
-            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra)
+            model(**batch.inputs, use_cache=False, **extra)
         _check_all_seen(ffns, collected)
         bar.update()
     return torch.stack([torch.cat(layer) for layer in collected])
 
 
+def _changes_by_layer(activations: torch.Tensor, stacks: Mapping[str, list[int]]) -> tuple[float | None, ...]:
+    """D_i (eq. 2) for every FFN but the model's last; None for one without a successor in its stack."""
+    found: list[float | None] = [None] * len(activations)
+    for indices in stacks.values():
+        for index, change in zip(indices, layer_changes(activations[indices]).tolist(), strict=False):
+            found[index] = change
+    return tuple(found[:-1])
+
+
+def _layers_of(activations: torch.Tensor, stacks: Mapping[str, list[int]], num_layers: int) -> tuple[int, ...]:
+    """The relevant layers of every stack (eq. 2)."""
+    chosen = [
+        indices[place]
+        for indices in stacks.values()
+        for place in relevant_layers(layer_changes(activations[indices]), num_layers)
+    ]
+    return tuple(sorted(chosen))
+
+
+LanguageStatistics = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
+"""For every language, per layer: means over its tokens of Phi (eq. 4), dL/dh and |h|, each (p,)."""
+
+
 def _sentence_awareness(
-    model: nn.Module, ffns: list[FFN], batches: list[Batch], bar: tqdm
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Means over the tokens of one language, per layer: Phi (eq. 4), dL/dh and |h|, each (p,).
+    model: nn.Module, ffns: list[FFN], stacks: Mapping[str, list[int]], batches: list[Batch], bar: tqdm
+) -> LanguageStatistics:
+    """Statistics of every language, from one forward and backward pass per batch.
 
-    L is the mean loss over all predicted tokens of the language. Summing the loss in every batch and dividing at the
-    end makes the result independent of how the sentences were batched.
+    L is the mean loss over all tokens predicted from a language's sentences (in an encoder) or in them (in a decoder).
+    Summing the loss in every batch and dividing at the end makes the result independent of the batches.
     """
-    sums: dict[int, AwarenessSum] = {}
+    stack_of = {index: stack for stack, indices in stacks.items() for index in indices}
+    sums: dict[tuple[str, int], AwarenessSum] = {}
+    tokens: Counter[tuple[str, str]] = Counter()
+    predicted: Counter[tuple[str, str]] = Counter()
     for batch in batches:
+        seen: list[list[bool]] = [[] for _ in ffns]
 
-        def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch) -> None:
-            store = sums.setdefault(layer, AwarenessSum(hidden.shape[-1], hidden.device))
-            mask, activation = batch.attention_mask.to(hidden.device), hidden.detach()
+        def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch, seen: list[list[bool]] = seen) -> None:
+            stack = stack_of[layer]
+            key = (batch.languages[stack], layer)
+            store = sums.setdefault(key, AwarenessSum(hidden.shape[-1], hidden.device))
+            mask, activation = batch.masks[stack].to(hidden.device), hidden.detach()
             hidden.register_hook(lambda gradient: store.add(activation, gradient, mask))
+            seen[layer].append(True)
 
         with torch.enable_grad(), tap_activations(ffns, collect):
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            labels = F.pad(batch.input_ids.masked_fill(batch.attention_mask == 0, -100)[:, 1:], (0, 1), value=-100)
+            logits = model(**batch.inputs, use_cache=False).logits
             F.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten().to(logits.device), reduction="sum"
+                logits.float().flatten(0, 1),
+                batch.labels.flatten().to(logits.device),
+                ignore_index=IGNORED,
+                reduction="sum",
             ).backward()
         del logits  # with its graph, before the next batch runs forward
-        _check_all_seen(ffns, [[True] if layer in sums else [] for layer in range(len(ffns))])
+        _check_all_seen(ffns, seen)
+        for stack, language in batch.languages.items():
+            tokens[language, stack] += int(batch.masks[stack].sum())
+            predicted[language, stack] += batch.num_predicted
         bar.update()
-    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
-    predicted = tokens - sum(len(batch.input_ids) for batch in batches)
-    return [
-        (
-            (sums[layer].awareness / (predicted * tokens)).cpu(),
-            (sums[layer].gradient / (predicted * tokens)).cpu(),
-            (sums[layer].abs_activation / tokens).cpu(),
-        )
-        for layer in range(len(ffns))
-    ]
+
+    def means(language: str, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        store, key = sums[language, layer], (language, stack_of[layer])
+        scale = predicted[key] * tokens[key]
+        statistics = (store.awareness / scale, store.gradient / scale, store.abs_activation / tokens[key])
+        return tuple(statistic.cpu() for statistic in statistics)  # type: ignore[return-value]
+
+    languages = dict.fromkeys(language for language, _ in sums)
+    return {language: [means(language, layer) for layer in range(len(ffns))] for language in languages}
 
 
 def _partition_layer(
@@ -219,15 +275,11 @@ def _check_model(model: nn.Module) -> list[FFN]:
         raise ArchitectureError(
             "model", type(model).__name__, "it has adapters; detect on the base model, before get_peft_model."
         )
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ArchitectureError(
-            "model", type(model).__name__, "detection covers decoder-only models; it has an encoder too."
-        )
     ffns = find_ffns(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise ArchitectureError(
-            "model", type(model).__name__, "it has no language-model head; load it with AutoModelForCausalLM."
+            "model", type(model).__name__, "it has no language-model head; load it with its AutoModelFor... class."
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ArchitectureError("model", "meta device", "load the weights before detection.")
@@ -243,13 +295,13 @@ def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[Any]]) -> None
 
 
 def _check_finite(
-    changes: Mapping[LanguagePair, torch.Tensor],
-    sums: Mapping[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]],
+    activations: Mapping[LanguagePair, torch.Tensor],
+    sums: LanguageStatistics,
     ffns: list[FFN],
 ) -> None:
     remedy = "the statistics are NaN or infinite; load the model in bfloat16 or float32 and check its weights."
-    for pair, change in changes.items():
-        if not torch.isfinite(change).all():
+    for pair, values in activations.items():
+        if not torch.isfinite(values).all():
             raise DetectionError("activations", str(pair), remedy)
     for language, layers in sums.items():
         for ffn, statistics in zip(ffns, layers, strict=True):

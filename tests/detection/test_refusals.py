@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import LlamaForSequenceClassification, LlamaModel, T5Config, T5ForConditionalGeneration
+from transformers import LlamaForSequenceClassification, LlamaModel
 
 from peft_landermt import detect_neurons
 from peft_landermt.errors import ArchitectureError, CorpusError, DetectionError, LanderError, LanguagePairError
@@ -101,10 +101,6 @@ class _NoFFN(nn.Module):
         self.embedding, self.head = nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)
 
 
-def _t5() -> nn.Module:
-    return T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-
-
 def _adapted(config: Callable[..., Any], **options: Any) -> Callable[[], nn.Module]:
     return lambda: get_peft_model(build_model("llama"), config(task_type="CAUSAL_LM", **options))
 
@@ -116,7 +112,6 @@ UNFIT: list[Any] = [
     ),
     pytest.param(_adapted(PromptTuningConfig, num_virtual_tokens=2), "adapters", id="prompt tuning"),
     pytest.param(_adapted(PrefixTuningConfig, num_virtual_tokens=2), "adapters", id="prefix tuning"),
-    pytest.param(_t5, "decoder-only", id="encoder-decoder"),
     pytest.param(lambda: LlamaModel(build_model("llama").config), "language-model head", id="headless"),
     pytest.param(
         lambda: LlamaForSequenceClassification(build_model("llama").config), "language-model head", id="classifier"

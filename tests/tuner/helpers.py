@@ -27,15 +27,21 @@ def ids(rows: int = 3, length: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 def logits(model: nn.Module, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Of the given tokens; an encoder-decoder reads them in its encoder, and backwards in its decoder."""
+    if model.config.is_encoder_decoder:
+        kwargs = {"decoder_input_ids": input_ids.flip(1), **kwargs}
     with torch.no_grad():
         return model(input_ids=input_ids, **kwargs).logits
 
 
 def make_config(
-    neuron_map: NeuronMap | None = None, language_pairs: Sequence[str] | None = None, **options: Any
+    neuron_map: NeuronMap | None = None,
+    language_pairs: Sequence[str] | None = None,
+    task_type: str = "CAUSAL_LM",
+    **options: Any,
 ) -> LanderConfig:
     pairs = list(language_pairs) if language_pairs is not None else None
-    return LanderConfig(task_type="CAUSAL_LM", neuron_map=neuron_map, language_pairs=pairs, **options)
+    return LanderConfig(task_type=task_type, neuron_map=neuron_map, language_pairs=pairs, **options)
 
 
 def adapt(
@@ -48,6 +54,8 @@ def adapt(
     **options: Any,
 ) -> PeftModel:
     """`base` with one adapter, in evaluation mode; deltas and gates are random unless `seed` is None."""
+    if base.config.is_encoder_decoder:
+        options = {"task_type": "SEQ_2_SEQ_LM", **options}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*changes the model's output before any training")
         model = get_peft_model(base, make_config(neuron_map, language_pairs, **options), adapter_name)

@@ -1,4 +1,4 @@
-"""Every decoder architecture that the docs name, on a tiny random model built from its own config."""
+"""Every architecture that the docs name, on a tiny random model of four FFN layers, built from its own config."""
 
 from __future__ import annotations
 
@@ -30,68 +30,91 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names of the transformers classes and of one layer's projections, and how the config names its sizes."""
+    """Names of the transformers classes, of the modules that hold projections, and of the projections there; and how
+    the config names its sizes."""
 
     model: str
     config: str
-    output: str
+    layers: tuple[str, ...]
     inputs: tuple[str, ...]
+    output: str
     options: tuple[tuple[str, Any], ...] = ()
     fused: int = 1
 
 
-MLP = ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj")
-DOWN = "model.layers.{}.mlp.down_proj"
+def decoder(
+    name: str,
+    layer: str = "model.layers.{}.mlp",
+    projections: str = "gate_proj up_proj down_proj",
+    config: str | None = None,
+    model: str | None = None,
+    fused: int = 1,
+    **options: Any,
+) -> Architecture:
+    *inputs, output = projections.split()
+    layers = tuple(layer.format(index) for index in range(4))
+    model, config = model or f"{name}ForCausalLM", config or f"{name}Config"
+    return Architecture(model, config, layers, tuple(inputs), output, tuple(options.items()), fused)
 
 
-def gated(name: str, config: str | None = None, model: str | None = None, **options: Any) -> Architecture:
-    return Architecture(model or f"{name}ForCausalLM", config or f"{name}Config", DOWN, MLP, tuple(options.items()))
+def bart_like(name: str, config: str, **options: Any) -> Architecture:
+    """Two layers in each stack, their projections beside attention."""
+    sizes = {f"{stack}_{key}": size for stack in ("encoder", "decoder") for key, size in _STACK.items()}
+    layers = tuple(f"model.{stack}.layers.{index}" for stack in ("encoder", "decoder") for index in range(2))
+    options = {**sizes, "init_std": 0.2, "decoder_start_token_id": 2, "d_model": 32, **options}
+    return Architecture(name, config, layers, ("fc1",), "fc2", tuple(options.items()))
 
 
-def plain(name: str, layer: str, up: str, down: str, model: str | None = None, **options: Any) -> Architecture:
-    return Architecture(
-        model or f"{name}ForCausalLM", f"{name}Config", f"{layer}.{down}", (f"{layer}.{up}",), tuple(options.items())
+def t5_like(name: str, inputs: str, **options: Any) -> Architecture:
+    """Two layers in each stack; cross-attention makes the decoder's FFN the third part of its layer."""
+    places = [("encoder", 1), ("decoder", 2)]
+    layers = tuple(
+        f"{stack}.block.{index}.layer.{place}.DenseReluDense" for stack, place in places for index in range(2)
     )
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    options = {**sizes, "dropout_rate": 0.0, "decoder_start_token_id": 0, **options}
+    model, config = f"{name}ForConditionalGeneration", f"{name}Config"
+    return Architecture(model, config, layers, tuple(inputs.split()), "wo", tuple(options.items()))
 
 
-FUSED = ("model.layers.{}.mlp.gate_up_proj",)
+_STACK = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+FOUR_H = "dense_h_to_4h dense_4h_to_h"
+FUSED = "gate_up_proj down_proj"
 ARCHITECTURES: dict[str, Architecture] = {
-    "Llama (EuroLLM, Tower, SmolLM)": gated("Llama"),
-    "Mistral": gated("Mistral", head_dim=8),
-    "Qwen 2": gated("Qwen2"),
-    "Qwen 3": gated("Qwen3", head_dim=8),
-    "Gemma": gated("Gemma", head_dim=8),
-    "Gemma 2": gated("Gemma2", head_dim=8, query_pre_attn_scalar=8),
-    "Gemma 3": gated("Gemma3", config="Gemma3TextConfig", head_dim=8),
-    "Cohere (Aya)": gated("Cohere"),
-    "StableLM": gated("StableLm"),
-    "OLMo 2": gated("Olmo2"),
-    "SmolLM 3": gated("SmolLM3"),
-    "BLOOM": plain("Bloom", "transformer.h.{}.mlp", "dense_h_to_4h", "dense_4h_to_h"),
-    "BLOOM, slow_but_exact": plain(
-        "Bloom", "transformer.h.{}.mlp", "dense_h_to_4h", "dense_4h_to_h", slow_but_exact=True
+    "Llama (EuroLLM, Tower, SmolLM)": decoder("Llama"),
+    "Mistral": decoder("Mistral", head_dim=8),
+    "Qwen 2": decoder("Qwen2"),
+    "Qwen 3": decoder("Qwen3", head_dim=8),
+    "Gemma": decoder("Gemma", head_dim=8),
+    "Gemma 2": decoder("Gemma2", head_dim=8, query_pre_attn_scalar=8),
+    "Gemma 3": decoder("Gemma3", config="Gemma3TextConfig", head_dim=8),
+    "Cohere (Aya)": decoder("Cohere"),
+    "StableLM": decoder("StableLm"),
+    "OLMo 2": decoder("Olmo2"),
+    "SmolLM 3": decoder("SmolLM3"),
+    "BLOOM": decoder("Bloom", "transformer.h.{}.mlp", FOUR_H),
+    "BLOOM, slow_but_exact": decoder("Bloom", "transformer.h.{}.mlp", FOUR_H, slow_but_exact=True),
+    "GPT-2": decoder("GPT2", "transformer.h.{}.mlp", "c_fc c_proj", model="GPT2LMHeadModel", n_inner=64),
+    "GPT-NeoX (Pythia)": decoder("GPTNeoX", "gpt_neox.layers.{}.mlp", FOUR_H),
+    "Falcon": decoder("Falcon", "transformer.h.{}.mlp", FOUR_H, ffn_hidden_size=64),
+    "MPT": decoder(
+        "Mpt", "transformer.blocks.{}.ffn", "up_proj down_proj", d_model=32, n_heads=4, n_layers=4, expansion_ratio=2
     ),
-    "GPT-2": plain("GPT2", "transformer.h.{}.mlp", "c_fc", "c_proj", model="GPT2LMHeadModel", n_inner=64),
-    "GPT-NeoX (Pythia)": plain("GPTNeoX", "gpt_neox.layers.{}.mlp", "dense_h_to_4h", "dense_4h_to_h"),
-    "Falcon": plain("Falcon", "transformer.h.{}.mlp", "dense_h_to_4h", "dense_4h_to_h", ffn_hidden_size=64),
-    "MPT": plain(
-        "Mpt",
-        "transformer.blocks.{}.ffn",
-        "up_proj",
-        "down_proj",
-        d_model=32,
-        n_heads=4,
-        n_layers=4,
-        expansion_ratio=2,
+    "OPT": decoder("OPT", "model.decoder.layers.{}", "fc1 fc2", ffn_dim=64, word_embed_proj_dim=32, init_std=0.2),
+    "XGLM": decoder(
+        "XGLM", "model.layers.{}", "fc1 fc2", d_model=32, ffn_dim=64, num_layers=4, attention_heads=4, init_std=0.2
     ),
-    "OPT": plain("OPT", "model.decoder.layers.{}", "fc1", "fc2", ffn_dim=64, word_embed_proj_dim=32, init_std=0.2),
-    "XGLM": plain(
-        "XGLM", "model.layers.{}", "fc1", "fc2", d_model=32, ffn_dim=64, num_layers=4, attention_heads=4, init_std=0.2
-    ),
-    "Phi 2": plain("Phi", "model.layers.{}.mlp", "fc1", "fc2"),
-    "Phi-3": Architecture("Phi3ForCausalLM", "Phi3Config", DOWN, FUSED, (), fused=2),
-    "GLM-4": Architecture("GlmForCausalLM", "GlmConfig", DOWN, FUSED, (("head_dim", 8), ("pad_token_id", 0)), fused=2),
+    "Phi 2": decoder("Phi", projections="fc1 fc2"),
+    "Phi-3": decoder("Phi3", projections=FUSED, fused=2),
+    "GLM-4": decoder("Glm", projections=FUSED, fused=2, head_dim=8, pad_token_id=0),
+    "NLLB, M2M100": bart_like("M2M100ForConditionalGeneration", "M2M100Config"),
+    "mBART": bart_like("MBartForConditionalGeneration", "MBartConfig"),
+    "Marian": bart_like("MarianMTModel", "MarianConfig"),
+    "T5": t5_like("T5", "wi"),
+    "T5 v1.1, MADLAD": t5_like("T5", "wi_0 wi_1", feed_forward_proj="gated-gelu"),
+    "mT5": t5_like("MT5", "wi_0 wi_1"),
 }
+ENCODER_DECODERS = ("NLLB, M2M100", "mBART", "Marian", "T5", "T5 v1.1, MADLAD", "mT5")
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -105,7 +128,22 @@ _COMMON = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_DROPOUT = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "activation_dropout")
+_DROPOUT = (
+    "dropout",
+    "attention_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "activation_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
+_ALIASES = {
+    "d_model": ("hidden_size",),
+    "num_layers": ("num_hidden_layers",),
+    "num_heads": ("num_attention_heads",),
+    "encoder_layers": ("num_hidden_layers", "num_attention_heads"),
+}
 
 
 @cache
@@ -113,7 +151,7 @@ def tiny(name: str) -> PreTrainedModel:
     architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
     options = {**_COMMON, **dict.fromkeys(_DROPOUT, 0.0), **dict(architecture.options)}
-    for known, others in {"d_model": ("hidden_size",), "num_layers": ("num_hidden_layers",)}.items():
+    for known, others in _ALIASES.items():
         for other in others if known in options else ():
             options.pop(other, None)
     model = getattr(transformers, architecture.model)(getattr(transformers, architecture.config)(**options))
@@ -125,7 +163,10 @@ def tiny(name: str) -> PreTrainedModel:
 
 @cache
 def found(name: str, tokenizer: PreTrainedTokenizerFast) -> NeuronMap:
-    return detect_neurons(tiny(name), tokenizer, SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False)
+    num_layers = 1 if name in ENCODER_DECODERS else 2
+    return detect_neurons(
+        tiny(name), tokenizer, SENTENCES, PAIRS, num_layers=num_layers, general_ratio=0.7, progress=False
+    )
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -150,8 +191,8 @@ def weight(module: nn.Module) -> torch.Tensor:
 
 def projections(model: nn.Module, name: str, layer: int) -> tuple[list[nn.Module], nn.Module]:
     architecture = ARCHITECTURES[name]
-    inputs = [model.get_submodule(key.format(layer)) for key in architecture.inputs]
-    return inputs, model.get_submodule(architecture.output.format(layer))
+    module = model.get_submodule(architecture.layers[layer])
+    return [module.get_submodule(key) for key in architecture.inputs], module.get_submodule(architecture.output)
 
 
 def test_ffns_are_found(name: str, base: PreTrainedModel) -> None:
@@ -168,6 +209,49 @@ def test_detection_equals_autograd(
     name: str, base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Eq. 3, 4 for one language, sentence by sentence through all weights."""
+    if name in ENCODER_DECODERS:
+        encoder = naive_awareness(name, base, [translation_loss(base, tokenizer, *row) for row in FROM_GERMAN])
+        decoder = naive_awareness(name, base, [translation_loss(base, tokenizer, *row) for row in INTO_GERMAN])
+        expected = [*encoder[:2], *decoder[2:]]
+    else:
+        expected = naive_awareness(name, base, [sentence_loss(base, tokenizer, text) for text in SENTENCES["de"]])
+    for layer, awareness in enumerate(expected):
+        found = neuron_map.neurons[layer].awareness[1]
+        torch.testing.assert_close(found, awareness / awareness.sum(), rtol=1e-4, atol=1e-6)
+
+
+FROM_GERMAN = [("de", target, n) for n, target in enumerate(["fr", "en", "fr", "en"])]
+"""Languages en, de, fr: sentence 0 goes to the next language, sentence 1 to the one after, and so on."""
+INTO_GERMAN = [(source, "de", n) for n, source in enumerate(["en", "fr", "en", "fr"])]
+Loss = Callable[[], tuple[torch.Tensor, int]]
+
+
+def sentence_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> Loss:
+    """The sum over the predicted tokens of a sentence, and their number."""
+    tokens = torch.tensor([tokenizer(text)["input_ids"]])
+
+    def loss() -> tuple[torch.Tensor, int]:
+        summed = F.cross_entropy(model(tokens).logits[0, :-1], tokens[0, 1:], reduction="sum")
+        return summed, tokens.shape[1] - 1
+
+    return loss
+
+
+def translation_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: str, target: str, n: int
+) -> Loss:
+    names = {"en": "English", "de": "German", "fr": "French"}
+    prompt = f"translate {names[source]} to {names[target]}: {SENTENCES[source][n]}"
+    ids, labels = (torch.tensor([tokenizer(text)["input_ids"]]) for text in (prompt, SENTENCES[target][n]))
+
+    def loss() -> tuple[torch.Tensor, int]:
+        return model(input_ids=ids, labels=labels).loss * labels.numel(), labels.numel()
+
+    return loss
+
+
+def naive_awareness(name: str, model: PreTrainedModel, losses: list[Loss]) -> list[torch.Tensor]:
+    """| dL/dh_i · h_i | of every layer, mean over the tokens, with L the mean over what is predicted."""
     hidden: list[list[torch.Tensor]] = [[] for _ in range(4)]
 
     def keep(layer: int) -> Callable[..., None]:
@@ -177,19 +261,12 @@ def test_detection_equals_autograd(
 
         return hook
 
-    for layer in range(4):
-        projections(base, name, layer)[1].register_forward_pre_hook(keep(layer))
-    loss, count = torch.zeros(()), 0
-    for text in SENTENCES["de"]:
-        tokens = torch.tensor([tokenizer(text)["input_ids"]])
-        loss = loss + F.cross_entropy(base(tokens).logits[0, :-1], tokens[0, 1:], reduction="sum")
-        count += tokens.shape[1] - 1
-    (loss / count).backward()
-    for layer, batches in enumerate(hidden):
-        product = torch.cat([(h.grad * h).detach().flatten(0, -2) for h in batches])
-        awareness = product.abs().mean(dim=0)
-        expected = awareness / awareness.sum()
-        torch.testing.assert_close(neuron_map.neurons[layer].awareness[1], expected, rtol=1e-4, atol=1e-6)
+    handles = [projections(model, name, layer)[1].register_forward_pre_hook(keep(layer)) for layer in range(4)]
+    sums, counts = zip(*(loss() for loss in losses), strict=True)
+    (sum(sums) / sum(counts)).backward()
+    for handle in handles:
+        handle.remove()
+    return [torch.cat([(h.grad * h).detach().flatten(0, -2) for h in layer]).abs().mean(dim=0) for layer in hidden]
 
 
 @pytest.mark.parametrize("options", [{}, {"general_rank": None}, {"car": "learned"}], ids=str)
@@ -234,7 +311,7 @@ def write_by_hand(
     blocks = dict(layers[neuron_map.neurons[layer].name].lander_blocks["default"].named_parameters())
     inputs, output = projections(model, name, layer)
     fused, neurons = ARCHITECTURES[name].fused, len(neuron_map.neurons[layer].owner)
-    names = [key.rpartition(".")[2] for key in (*ARCHITECTURES[name].inputs, ARCHITECTURES[name].output)]
+    names = (*ARCHITECTURES[name].inputs, ARCHITECTURES[name].output)
     for key, module in zip(names, (*inputs, output), strict=True):
         is_output = module is output
         for block in ("general", *pair.split("-")):
@@ -270,8 +347,8 @@ def test_training_changes_only_the_pairs_neurons(name: str, base: PreTrainedMode
     touched = neuron_map.layers("en-de")
     changed = {key for key, value in merged.state_dict().items() if not value.equal(tiny(name).state_dict()[key])}
     architecture = ARCHITECTURES[name]
-    names = [f"{key.format(layer)}.weight" for layer in touched for key in (*architecture.inputs, architecture.output)]
-    assert changed == set(names)
+    keys = (*architecture.inputs, architecture.output)
+    assert changed == {f"{architecture.layers[layer]}.{key}.weight" for layer in touched for key in keys}
     for layer in touched:
         inactive = neuron_groups(neuron_map, layer, "en-de")["inactive"]
         parts = range(architecture.fused)
@@ -310,12 +387,35 @@ def test_weights_that_are_read_without_a_call_are_refused(tokenizer: PreTrainedT
         logits(adapt(model, language_pairs=["en-de"]), ids())
 
 
-def test_generate_with_mixed_pairs(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_generate_with_mixed_pairs(base: PreTrainedModel, neuron_map: NeuronMap, num_beams: int) -> None:
     model = adapt(base, neuron_map)
-    mask, options = torch.ones(3, 8, dtype=torch.long), {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "num_beams": num_beams}
+    mask = torch.ones(3, 8, dtype=torch.long)
     together = model.generate(input_ids=ids(), attention_mask=mask, language_pairs=PAIRS, **options)
     for row, pair in enumerate(PAIRS):
         alone = model.generate(
             input_ids=ids()[row : row + 1], attention_mask=mask[:1], language_pairs=[pair], **options
         )
         assert alone[0].equal(together[row])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(base: PreTrainedModel, neuron_map: NeuronMap, use_reentrant: bool) -> None:
+    if not base.supports_gradient_checkpointing:
+        pytest.skip(f"transformers has no gradient checkpointing for {type(base).__name__}")
+    model = adapt(base, neuron_map, general_rank=4).train()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids(), labels=ids(), language_pairs=PAIRS).loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    found = gradients()
+    assert found.keys() == expected.keys() and found
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)

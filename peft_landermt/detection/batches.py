@@ -1,0 +1,143 @@
+"""Calibration sentences as batches of token ids.
+
+A decoder-only model reads the sentences of one language, and for layer selection the prompts of a pair. An
+encoder-decoder reads translations: its encoder the source sentence, its decoder the target sentence. Since sentences
+are parallel, each is source once and target once; its partner's language changes from sentence to sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import CorpusError
+from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
+from ..seq2seq import encode_source, encode_target, is_encoder_decoder
+
+IGNORED = -100
+"""Label of positions where nothing is predicted."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pass of B rows, right-padded, int64.
+
+    Attributes:
+        inputs: Arguments of the model's forward.
+        masks: For `decoder` and, where there is one, `encoder`: (B, T), 1 for tokens, 0 for padding.
+        labels: (B, T); what the decoder's output at each position predicts, or `IGNORED`.
+        languages: For the same stacks, the language of their tokens.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    masks: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    languages: Mapping[str, str]
+
+    @property
+    def num_predicted(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Batcher:
+    """Makes batches for one model and its tokenizer, which is left as it is.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        batch_size: Rows per batch; rows of similar length come together.
+        max_length: Tokens after which a text is cut.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    batch_size: int
+    max_length: int
+
+    def of_sentences(self, texts: Mapping[str, Sequence[str]]) -> list[Batch]:
+        """Every sentence of every language once in each stack."""
+        if is_encoder_decoder(self.model):
+            return [
+                batch
+                for pair, chosen in rotated_pairs(list(texts), len(next(iter(texts.values()))))
+                for batch in self._of_translations(
+                    pair, *([texts[language][index] for index in chosen] for language in pair)
+                )
+            ]
+        return [batch for language in texts for batch in self._of_texts(texts[language], language)]
+
+    def of_pair(self, texts: Mapping[str, Sequence[str]], pair: LanguagePair) -> list[Batch]:
+        """What the model reads when it translates the sentences of a pair."""
+        if is_encoder_decoder(self.model):
+            return self._of_translations(pair, texts[pair.source], texts[pair.target])
+        prompts = [format_prompt(TRANSLATION_PROMPT, text, pair) for text in texts[pair.source]]
+        return self._of_texts(prompts, pair.source)
+
+    def _of_texts(self, texts: Sequence[str], language: str) -> list[Batch]:
+        encoded = [self.tokenizer(text)["input_ids"][: self.max_length] for text in texts]
+        for text, ids in zip(texts, encoded, strict=True):
+            if len(ids) < 2:
+                raise CorpusError("sentences", text, "has fewer than two tokens; leave it out in every language.")
+        batches = []
+        for chosen in self._by_length(encoded):
+            ids, mask = self._padded([encoded[index] for index in chosen])
+            labels = F.pad(ids.masked_fill(mask == 0, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            batches.append(Batch(inputs, {"decoder": mask}, labels, {"decoder": language}))
+        return batches
+
+    def _of_translations(self, pair: LanguagePair, sources: Sequence[str], targets: Sequence[str]) -> list[Batch]:
+        encoded = [encode_source(self.tokenizer, text, pair, self.max_length) for text in sources]
+        expected = [encode_target(self.tokenizer, text, pair, self.max_length) for text in targets]
+        batches = []
+        for chosen in self._by_length(encoded):
+            ids, mask = self._padded([encoded[index] for index in chosen])
+            target, target_mask = self._padded([expected[index] for index in chosen])
+            labels = target.masked_fill(target_mask == 0, IGNORED)
+            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": _shifted(self.model, labels)}
+            masks = {"encoder": mask, "decoder": target_mask}
+            batches.append(Batch(inputs, masks, labels, {"encoder": pair.source, "decoder": pair.target}))
+        return batches
+
+    def _by_length(self, encoded: list[list[int]]) -> Iterator[list[int]]:
+        order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), index))
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def _padded(self, encoded: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [torch.tensor(ids) for ids in encoded]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+        return ids.to(device), mask.to(device)
+
+
+def rotated_pairs(languages: Sequence[str], num_sentences: int) -> list[tuple[LanguagePair, list[int]]]:
+    """Pairs and the sentences they translate, such that every sentence n of every language is source in one pair and
+    target in one: language i goes with language i + 1 + (n mod (L - 1)), counted around."""
+    count = len(languages)
+    return [
+        (
+            LanguagePair(source, languages[(index + 1 + step) % count]),
+            [n for n in range(num_sentences) if n % (count - 1) == step],
+        )
+        for index, source in enumerate(languages)
+        for step in range(min(count - 1, num_sentences))
+    ]
+
+
+def _shifted(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Decoder inputs for labels, by the model's own rule where it has one (mBART turns the language code around)."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return prepare(labels=labels)
+    config: Any = model.config
+    known = labels.masked_fill(labels == IGNORED, config.pad_token_id)
+    return F.pad(known[:, :-1], (1, 0), value=config.decoder_start_token_id)
