@@ -46,6 +46,8 @@ FLORES_CODES: dict[str, str] = {
 }  # fmt: skip
 """Codes of FLORES-200, which NLLB uses."""
 
+_TWO_LETTERS = {flores.split("_")[0]: code for code, flores in FLORES_CODES.items()}
+
 TRANSLATION_PROMPT = "Translate this from {source_language} to {target_language}:\n{source}\n{target_language}:"
 """The prompt for detection and decoding, and the first of the training templates."""
 
@@ -111,9 +113,16 @@ def languages_of(pairs: Iterable[LanguagePair]) -> list[str]:
     return sorted({language for pair in pairs for language in pair})
 
 
+def two_letter_code(code: str) -> str:
+    """ISO 639-1 code of a language (`zho_Hans` → `zh`, `pt_BR` → `pt`); without one in the table, what precedes script
+    and region."""
+    language = check_language(code).split("_")[0]
+    return _TWO_LETTERS.get(language, language)
+
+
 def language_name(code: str) -> str:
     """English name of a language (`de` → `German`); the code itself where the table has none."""
-    return LANGUAGE_NAMES.get(check_language(code).split("_")[0], code)
+    return LANGUAGE_NAMES.get(two_letter_code(code), code)
 
 
 def format_prompt(template: str, source: str, pair: LanguagePair) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from .errors import LanguagePairError
-from .language_pair import FLORES_CODES, LanguagePair, format_prompt
+from .language_pair import FLORES_CODES, LanguagePair, format_prompt, two_letter_code
 
 INSTRUCTION = "translate {source_language} to {target_language}: {source}"
 """T5's own; for tokenizers that know no languages."""
@@ -67,11 +67,14 @@ def language_code(tokenizer: Any, language: str) -> str:
         LanguagePairError: If it has no code for it, or several.
     """
     codes = _codes(tokenizer)
-    base = language.split("_")[0]
-    named = [code for code in (language, FLORES_CODES.get(base), base) if code in codes]
+    base = two_letter_code(language)
     regional = sorted(code for code in codes if code.startswith(f"{base}_"))
-    if named or len(regional) == 1:
-        return [*named, *regional][0]
+    candidates = [language]
+    if "_" not in language or language == FLORES_CODES.get(base):  # no other script or region is meant
+        candidates += [FLORES_CODES.get(base, base), base, *(regional if len(regional) == 1 else ())]
+    for candidate in candidates:
+        if candidate in codes:
+            return candidate
     raise LanguagePairError(
         "language_pair",
         language,
@@ -91,7 +94,7 @@ def _codes(tokenizer: Any) -> dict[str, int]:
 
 
 def _name_target(tokenizer: Any, text: str, pair: LanguagePair) -> str:
-    base = pair.target.split("_")[0]
+    base = two_letter_code(pair.target)
     known = tokenizer.get_vocab()
     tokens = [f"<2{pair.target}>", f"<2{base}>", f">>{FLORES_CODES.get(base, base)[:3]}<<", f">>{base}<<"]
     for token in tokens:

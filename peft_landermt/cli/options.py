@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_demo_base
 from ..errors import ConfigError, CorpusError
+from ..seq2seq import is_encoder_decoder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -44,8 +45,15 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.model == "demo":
         return load_demo_base(dtype, device)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device)
+    two_stacks = AutoConfig.from_pretrained(options.model).is_encoder_decoder
+    automatic_class = AutoModelForSeq2SeqLM if two_stacks else AutoModelForCausalLM
+    model = automatic_class.from_pretrained(options.model, dtype=dtype).to(device)
     return model, AutoTokenizer.from_pretrained(options.model)
+
+
+def task_type(model: Any) -> str:
+    """PEFT's name for what the model does."""
+    return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
 def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from ..detection import detect_neurons
 from ..errors import AdapterError, ConfigError
 from ..language_pair import parse_pairs
 from ..neuron_map import NeuronMap
+from ..seq2seq import is_encoder_decoder
 from ..translation import (
     TEMPLATES,
     LanderTrainer,
@@ -31,7 +32,7 @@ from ..translation import (
 )
 from ..tuner import LanderConfig
 from ..tuner.adapters import split_adapter
-from .options import add_model_options, load_model
+from .options import add_model_options, load_model, task_type
 
 _COMPARED = 4
 """Sentences per direction whose translations by the reloaded adapters are compared with those in memory."""
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
         neuron_map.save(output / "neuron_map.safetensors")
         for pair in pairs:
             print(f"  {pair}: layers {neuron_map.layers(pair)}")
-    model = get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=neuron_map, language_pairs=pairs))
+    model = get_peft_model(base, LanderConfig(task_type=task_type(base), neuron_map=neuron_map, language_pairs=pairs))
     trainable, _ = model.get_nb_trainable_parameters()
     with stages.stage("train", f"Tuning {trainable:,} parameters on {', '.join(pairs)}"):
         _train(model, tokenizer, corpus, options, output)
@@ -186,7 +187,12 @@ def _train(model: Any, tokenizer: Any, corpus: DemoCorpus, options: argparse.Nam
             seed=options.seed,
             use_cpu=model.device.type == "cpu",
         ),
-        data_collator=TranslationCollator(tokenizer, templates=TEMPLATES[:1], seed=options.seed),
+        data_collator=TranslationCollator(
+            tokenizer,
+            templates=None if is_encoder_decoder(model) else TEMPLATES[:1],
+            seed=options.seed,
+            encoder_decoder=is_encoder_decoder(model),
+        ),
         train_dataset=rows,
         processing_class=tokenizer,
     )

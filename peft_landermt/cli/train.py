@@ -9,9 +9,10 @@ from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 
 from ..errors import ConfigError
+from ..seq2seq import is_encoder_decoder
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
 from ..tuner import LanderConfig
-from .options import add_model_options, load_model, parse_assignments
+from .options import add_model_options, load_model, parse_assignments, task_type
 
 _EXAMPLE = """example:
   landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
@@ -60,7 +61,6 @@ def run(options: argparse.Namespace) -> None:
         print(f"{pair}: {report}{unreadable}")
         rows += [example.to_row() for example in corpus]
     config = LanderConfig(
-        task_type="CAUSAL_LM",
         neuron_map=options.neuron_map,
         language_pairs=list(parse_assignments(options.data, "--data")),
         car=options.car,
@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     )
     set_seed(options.seed)
     base, tokenizer = load_model(options)
+    config.task_type = task_type(base)
     model = get_peft_model(base, config)
     model.print_trainable_parameters()
     trainer = LanderTrainer(
@@ -89,7 +90,12 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             use_cpu=base.device.type == "cpu",
         ),
-        data_collator=TranslationCollator(tokenizer, seed=options.seed, max_length=options.max_length),
+        data_collator=TranslationCollator(
+            tokenizer,
+            seed=options.seed,
+            max_length=options.max_length,
+            encoder_decoder=is_encoder_decoder(base),
+        ),
         train_dataset=rows,
         processing_class=tokenizer,
     )

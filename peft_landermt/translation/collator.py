@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import CorpusError
 from ..language_pair import parse_pair
+from ..seq2seq import encode_source, encode_target
 from .templates import TEMPLATES, build_prompt, choose_template
 
 IGNORED = -100
@@ -19,53 +21,70 @@ IGNORED = -100
 
 @dataclass
 class TranslationCollator:
-    """Turns rows into a left-padded batch whose loss covers the translation and the end-of-sentence token only.
+    """Turns rows into a batch whose loss covers the translation and the end-of-sentence token only.
 
     Rows are mappings with `source`, `target` and `language_pair`. A batch holds `input_ids`, `attention_mask` and
-    `labels`, all int64 (B, T), and `language_pairs`, a list of B pairs.
+    `labels`, all int64 (B, T), and `language_pairs`, a list of B pairs. For a decoder-only model a row is prompt and
+    translation, padded on the left; for an encoder-decoder, `input_ids` are the source and `labels` the translation,
+    of a length of their own, both padded on the right.
 
     Args:
         tokenizer: Tokenizer of the model; used as it is, never changed.
-        templates: Prompt templates; one is drawn for each sentence pair.
+        templates: Prompt templates; one is drawn for each sentence pair. By default `TEMPLATES`, and for an
+            encoder-decoder the way its tokenizer marks languages.
         seed: Seed of the draw. The same row has the same template in every epoch and batch.
         max_length: Tokens of prompt and translation together; longer translations are cut, and a prompt that leaves
-            no room for any is an error.
+            no room for any is an error. In an encoder-decoder, tokens of each, both cut.
+        encoder_decoder: Whether the model is an encoder-decoder.
 
     Raises:
         CorpusError: A row lacks a field, the tokenizer has no end-of-sentence token, or a prompt is too long.
     """
 
     tokenizer: Any
-    templates: Sequence[str] = TEMPLATES
+    templates: Sequence[str] | None = None
     seed: int = 0
     max_length: int = 512
+    encoder_decoder: bool = False
 
     def __post_init__(self) -> None:
         if self.tokenizer.eos_token_id is None:
             raise CorpusError("tokenizer", type(self.tokenizer).__name__, "set its eos_token; training needs an end.")
-        if isinstance(self.templates, str) or not self.templates:
+        if isinstance(self.templates, str) or (self.templates is not None and not self.templates):
             raise CorpusError("templates", self.templates, "give a list of at least one template.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(row) for row in rows]
+        tensors = self._translations(encoded) if self.encoder_decoder else self._continuations(encoded)
+        return {**tensors, "language_pairs": [str(row["language_pair"]) for row in rows]}
+
+    def _continuations(self, encoded: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
         length = max(len(prompt) + len(target) for prompt, target in encoded)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        input_ids = torch.full((len(rows), length), pad)
+        input_ids = torch.full((len(encoded), length), self._pad)
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full_like(input_ids, IGNORED)
         for index, (prompt, target) in enumerate(encoded):
             input_ids[index, length - len(prompt) - len(target) :] = torch.tensor(prompt + target)
             attention_mask[index, length - len(prompt) - len(target) :] = 1
             labels[index, length - len(target) :] = torch.tensor(target)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def _translations(self, encoded: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        sources, targets = ([torch.tensor(ids) for ids in side] for side in zip(*encoded, strict=True))
+        masks = [torch.ones_like(ids) for ids in sources]
         return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            "language_pairs": [str(row["language_pair"]) for row in rows],
+            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self._pad),
+            "attention_mask": pad_sequence(masks, batch_first=True),
+            "labels": pad_sequence(targets, batch_first=True, padding_value=IGNORED),
         }
 
+    @property
+    def _pad(self) -> int:
+        known = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if known is None else known
+
     def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """Token ids of a row's prompt and of its translation with the end-of-sentence token."""
+        """Token ids of a row's prompt, or of its source, and of its translation with the end-of-sentence token."""
         missing = [name for name in ("source", "target", "language_pair") if not row.get(name)]
         if missing:
             raise CorpusError(
@@ -73,7 +92,11 @@ class TranslationCollator:
             )
         pair = parse_pair(row["language_pair"])
         drawn = zlib.crc32(f"{pair}\n{row['source']}\n{row['target']}".encode())
-        template = choose_template(drawn, self.seed, self.templates)
+        if self.encoder_decoder:
+            template = choose_template(drawn, self.seed, self.templates) if self.templates is not None else None
+            source = encode_source(self.tokenizer, row["source"], pair, self.max_length, template)
+            return source, encode_target(self.tokenizer, row["target"], pair, self.max_length)
+        template = choose_template(drawn, self.seed, TEMPLATES if self.templates is None else self.templates)
         prompt = self.tokenizer(build_prompt(row["source"], str(pair), template))["input_ids"]
         target = self.tokenizer(" " + row["target"], add_special_tokens=False)["input_ids"]
         room = self.max_length - len(prompt)

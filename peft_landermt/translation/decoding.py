@@ -1,4 +1,4 @@
-"""Translating with a causal language model."""
+"""Translating with a causal language model or an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import CorpusError
-from ..language_pair import TRANSLATION_PROMPT, parse_pair
+from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
+from ..seq2seq import encode_source, generation_start, is_encoder_decoder
 from .models import evaluating, routed_pairs
 from .templates import build_prompt
 
@@ -56,21 +58,22 @@ def translate(
     language_pair: str,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
-    template: str = TRANSLATION_PROMPT,
+    template: str | None = None,
     progress: bool = False,
     **generation_options: Any,
 ) -> list[str]:
     """Translate sentences, in order.
 
     Args:
-        model: A causal language model: a base model, or one with adapters of any PEFT method. Where the adapter is a
-            LANDER one with pairs, it must hold `language_pair`, and routes by it.
+        model: A causal language model or an encoder-decoder: a base model, or one with adapters of any PEFT method.
+            Where the adapter is a LANDER one with pairs, it must hold `language_pair`, and routes by it.
         tokenizer: Its tokenizer; used as it is, never changed.
         sentences: Source sentences. An empty one gives an empty translation.
         language_pair: Direction such as `"en-de"`.
         batch_size: Sentences per call of `generate`.
         max_new_tokens: Limit per sentence; by default twice the longest source of the batch plus 16.
-        template: Prompt template.
+        template: Prompt template; by default `TRANSLATION_PROMPT`, and for an encoder-decoder the way its tokenizer
+            marks languages.
         progress: Whether to show a progress bar.
         generation_options: Passed to `generate`, such as `num_beams=4`; greedy decoding by default.
 
@@ -102,12 +105,12 @@ def translate_counted(
     language_pair: str,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
-    template: str = TRANSLATION_PROMPT,
+    template: str | None = None,
     progress: bool = False,
     **generation_options: Any,
 ) -> Translations:
     """Like `translate`, and count translations that found no end."""
-    pair = str(parse_pair(language_pair))
+    pair = parse_pair(language_pair)
     if isinstance(sentences, str):
         raise CorpusError("sentences", sentences, f"expected a list of sentences: [{sentences!r}].")
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -133,37 +136,52 @@ def _translate_batch(
     model: nn.Module,
     tokenizer: Any,
     sources: list[str],
-    pair: str,
+    pair: LanguagePair,
     max_new_tokens: int | None,
-    template: str,
+    template: str | None,
     options: dict[str, Any],
 ) -> tuple[list[str], int]:
-    prompts = [tokenizer(build_prompt(source, pair, template))["input_ids"] for source in sources]
     if max_new_tokens is None:
         max_new_tokens = 16 + 2 * max(len(tokenizer(source)["input_ids"]) for source in sources)
+    routing = {"language_pairs": [str(pair)] * len(sources)} if routed_pairs(model) else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    length = max(map(len, prompts))
+    if is_encoder_decoder(model):
+        encoded = [encode_source(tokenizer, source, pair, template=template) for source in sources]
+        start: dict[str, Any] = dict(generation_start(tokenizer, pair))
+        first = 2 if "forced_bos_token_id" in start else 1  # the decoder's own start, then the language
+        ids, mask = _padded(encoded, pad, left=False)
+    else:
+        prompt = TRANSLATION_PROMPT if template is None else template
+        encoded = [tokenizer(build_prompt(source, str(pair), prompt))["input_ids"] for source in sources]
+        ids, mask = _padded(encoded, pad, left=True)
+        first = ids.shape[1]
+        start = {"stopping_criteria": StoppingCriteriaList([_StopAtLineEnd(tokenizer, first)])}
     device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
-    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    routing = {"language_pairs": [pair] * len(prompts)} if routed_pairs(model) else {}
     output = model.generate(  # type: ignore[operator]
-        input_ids=input_ids,
-        attention_mask=mask,
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        stopping_criteria=StoppingCriteriaList([_StopAtLineEnd(tokenizer, length)]),
-        **{"do_sample": False, "num_beams": 1, **options},
+        **{"do_sample": False, "num_beams": 1, **start, **options},
         **routing,
     )
     configured = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])}
     lines, num_runaway = [], 0
-    for ids in output[:, length:].tolist():
-        end = next((index for index, token in enumerate(ids) if token in ends), None)
+    for row in output[:, first:].tolist():
+        end = next((index for index, token in enumerate(row) if token in ends), None)
         ended = end is not None
-        text = tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
+        text = tokenizer.decode(row if end is None else row[: end + 1], skip_special_tokens=True)
         line, line_end, _ = text.lstrip().partition("\n")
-        num_runaway += not ended and not line_end and len(ids) >= max_new_tokens
+        num_runaway += not ended and not line_end and len(row) >= max_new_tokens
         lines.append(line.strip())
     return lines, num_runaway
+
+
+def _padded(encoded: list[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and their mask, int64 (B, T)."""
+    side = "left" if left else "right"
+    rows = [torch.tensor(ids) for ids in encoded]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids, mask

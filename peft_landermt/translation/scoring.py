@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from torch import nn
 
 from ..errors import CorpusError
-from ..language_pair import parse_pair
+from ..language_pair import parse_pair, two_letter_code
 from .decoding import translate_counted
 
 
@@ -52,7 +52,7 @@ def score_translations(
         raise CorpusError(
             "references", len(references), f"need one reference for each of the {len(hypotheses)} translations."
         )
-    bleu = BLEU(trg_lang=pair.target.split("_")[0])
+    bleu = BLEU(trg_lang=two_letter_code(pair.target))
     chrf = CHRF(word_order=2)
     bleu_score = bleu.corpus_score(list(hypotheses), [list(references)])
     chrf_score = chrf.corpus_score(list(hypotheses), [list(references)])

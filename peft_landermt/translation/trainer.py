@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
+from ..seq2seq import is_encoder_decoder
 from .collator import IGNORED, TranslationCollator
 from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full
 from .scoring import evaluate_translation
@@ -58,7 +59,9 @@ class LanderTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
-            data_collator = TranslationCollator(processing_class, seed=args.seed if args is not None else 0)
+            seed = args.seed if args is not None else 0
+            encoder_decoder = model is not None and is_encoder_decoder(model)
+            data_collator = TranslationCollator(processing_class, seed=seed, encoder_decoder=encoder_decoder)
         if not row_lr_ratio > 0:
             raise ConfigError("row_lr_ratio", row_lr_ratio, "must be positive; 1 trains rows and factors alike.")
         self.row_lr_ratio = row_lr_ratio
