@@ -1,4 +1,4 @@
-"""Encoder-decoders from rows to translations: the collator, training, and decoding that starts in the right language."""
+"""Encoder-decoders from rows to translations: the collator, training, decoding that starts in the right language."""
 
 from __future__ import annotations
 
@@ -99,10 +99,7 @@ def test_what_was_learned_is_translated(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["t5", "nllb", "mbart"])
 def test_an_adapter_from_detection_to_translation(kind: str, tmp_path: Path) -> None:
     model, tokenizer = build(kind)
-    sentences = {
-        side: [row[side_of] for row in BY_PAIR["en-de"]]
-        for side, side_of in zip(("en", "de"), ("source", "target"), strict=True)
-    }
+    sentences = {"en": ["tea", "house"], "de": ["Tee", "Haus"]}
     neuron_map = detect_neurons(model, tokenizer, sentences, PAIRS, num_layers=1, progress=False)
     assert all(len(neuron_map.layers(pair)) == 2 for pair in PAIRS), "one layer of each stack"
     adapted = get_peft_model(
