@@ -38,11 +38,14 @@ FFN_LAYOUTS: tuple[FFNLayout, ...] = (
     FFNLayout(("up_proj",), "down_proj", "MPT, Nemotron"),
     FFNLayout(("c_fc",), "c_proj", "GPT-2, Starcoder"),
     FFNLayout(("fc_in",), "fc_out", "GPT-J, CodeGen"),
-    FFNLayout(("fc1",), "fc2", "Phi 1 and 2, OPT, XGLM"),
+    FFNLayout(("fc1",), "fc2", "Phi 1 and 2, OPT, XGLM, NLLB, M2M100, mBART, Marian"),
     FFNLayout(("wi_0", "wi_1"), "wo", "T5 v1.1, mT5, MADLAD"),
     FFNLayout(("wi",), "wo", "T5"),
 )  # fmt: skip
 
+
+EXPERTS = "experts"
+"""Name that transformers gives to the experts of a layer."""
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -171,8 +174,17 @@ def find_ffns(model: nn.Module) -> list[FFN]:
     """All FFNs of a model, first layer first.
 
     Raises:
-        ArchitectureError: If there is none.
+        ArchitectureError: If there is none, or some of them are mixtures of experts.
     """
+    for name, _ in model.named_modules():
+        if name.rpartition(".")[2] == EXPERTS:
+            raise ArchitectureError(
+                "model",
+                type(model).__name__,
+                f"{name} is a mixture of experts, which LANDER does not cover: each neuron sees only the tokens that "
+                "are routed to it, and transformers reads the weights without a call. target_modules may name the "
+                "dense FFNs beside it.",
+            )
     ffns = list(iterate_ffns(model))
     if not ffns:
         rows = "; ".join(f"{'+'.join(layout.inputs)} and {layout.output}" for layout in FFN_LAYOUTS)
@@ -191,10 +203,11 @@ def fingerprint(model: nn.Module) -> str | None:
     Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16.
 
     Returns:
-        None where weights cannot be read as floating-point numbers (meta device, quantized).
+        None where weights cannot be read as floating-point numbers (meta device, quantized), or there are no FFNs.
     """
     digest = hashlib.sha256()
-    for ffn in iterate_ffns(model):
+    ffns = list(iterate_ffns(model))
+    for ffn in ffns:
         for key in ffn.projections:
             layer = ffn.module.get_submodule(key)
             if not has_dense_weight(layer) or weight_rows(layer).is_meta:
@@ -204,4 +217,4 @@ def fingerprint(model: nn.Module) -> str | None:
             sample = rows[:: max(1, rows.shape[0] // 8), :: max(1, columns // 8)].to(torch.bfloat16).contiguous()
             digest.update(f"{key}{tuple(rows.shape)}".encode())
             digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] if ffns else None

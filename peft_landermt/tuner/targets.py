@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
-from ..ffn import FFN, find_ffns, fingerprint, recognise
+from ..ffn import EXPERTS, FFN, find_ffns, fingerprint, recognise
 from ..neuron_map import NeuronMap
 from .config import LanderConfig
 from .layer import LanderFFN
@@ -48,6 +48,10 @@ def as_ffn(module: nn.Module, key: str) -> FFN:
     """
     if isinstance(module, LanderFFN):
         return module.ffn(key)
+    if EXPERTS in key.split("."):
+        raise ArchitectureError(
+            "target_modules", key, "is a part of a mixture of experts, which LANDER does not cover; leave it out."
+        )
     ffn = recognise(module, key)
     children = [module.get_submodule(name) for name in ffn.projections] if ffn is not None else [module]
     adapted = [

@@ -419,3 +419,52 @@ def test_gradient_checkpointing(base: PreTrainedModel, neuron_map: NeuronMap, us
     assert found.keys() == expected.keys() and found
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_docs_name_what_is_tested_here() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    tested = " ".join(text.split("## Encoder-decoders")[0].split())
+    named = [name for name in ARCHITECTURES if name != "BLOOM, slow_but_exact"]
+    assert [name for name in named if name not in tested] == []
+
+
+EXPERTS = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 64},
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
+}
+
+
+def build_mixture(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**_COMMON, **EXPERTS[kind])
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_mixtures_of_experts_are_refused(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_mixture(kind)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    message = r"model='.*': model\.layers\.0\.mlp\.experts is a mixture of experts, .* the dense FFNs beside it"
+    with pytest.raises(ArchitectureError, match=message):
+        detect_neurons(model, tokenizer, SENTENCES, PAIRS, progress=False)
+    with pytest.raises(ArchitectureError, match=message):
+        adapt(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(value.equal(before[key]) for key, value in after.items())
+
+
+def test_the_shared_expert_of_a_mixture_can_be_named() -> None:
+    model = build_mixture("Qwen2Moe")
+    expected = logits(model, ids())
+    adapted = adapt(model, seed=None, target_modules=["shared_expert"])
+    assert [name.rpartition(".")[2] for name in lander_layers(adapted)] == ["shared_expert"] * 4
+    assert logits(adapted, ids()).equal(expected)
+    assert not logits(adapt(build_mixture("Qwen2Moe"), target_modules=["shared_expert"]), ids()).equal(expected)
+
+
+def test_one_expert_cannot_be_named() -> None:
+    config = transformers.SwitchTransformersConfig(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_experts=4)
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    with pytest.raises(ArchitectureError, match=r"target_modules='.*experts\.expert_0': is a part of a mixture"):
+        adapt(model, target_modules=["expert_0"])
