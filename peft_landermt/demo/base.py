@@ -45,22 +45,27 @@ def convert_demo_base() -> Path:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{NAME}.") as work:
                 assemble(Path(work) / MODEL_NAME, overwrite=True)
                 converted = Path(work) / NAME
-                _convert(Path(work), MODEL_NAME, converted)
+                for part in load_gguf(Path(work) / MODEL_NAME, torch.bfloat16):
+                    part.save_pretrained(converted)
                 shutil.rmtree(folder, ignore_errors=True)
                 converted.rename(folder)
     return folder
 
 
-def _convert(source: Path, gguf_file: str, target: Path) -> None:
-    options: dict[str, Any] = {"gguf_file": gguf_file, "dtype": torch.bfloat16}
+def load_gguf(
+    path: str | os.PathLike[str], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer from a GGUF file; its weights are unpacked to `dtype`."""
+    folder, gguf_file = os.path.split(os.path.abspath(path))
+    options: dict[str, Any] = {"gguf_file": gguf_file, "dtype": dtype}
     try:
         from transformers import GgufConfig
     except ImportError:
         pass  # before GgufConfig, transformers always unpacked GGUF weights
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)
-    AutoModelForCausalLM.from_pretrained(source, **options).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
 
 
 def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
