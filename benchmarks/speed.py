@@ -96,7 +96,7 @@ def trainer(bench: Bench) -> Measures:
 
 
 def memory(bench: Bench) -> Measures:
-    """Peak memory of two training steps above the base model's weights, a fresh process for each contender."""
+    """Peak memory of two training steps above the base's weights, in a process for each, as peaks do not go down."""
     grown: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "map.safetensors"
@@ -322,6 +322,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     if args.memory_of:
         print(memory_of(Bench(args), args.memory_of))
@@ -340,7 +341,7 @@ def main() -> None:
     if args.grow is not None:
         for axis in args.grow or GROWTH:
             for value in GROWTH[axis]:
-                print(f"growth with {axis}", flush=True)
+                print(f"measuring growth with {axis}, step {value}", flush=True)
                 keep({"section": "growth", **grow(args, axis, value)})
     else:
         bench = Bench(args)
