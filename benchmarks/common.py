@@ -1,4 +1,4 @@
-"""What the benchmarks share: the base model, real corpora from a folder, and results with their provenance."""
+"""What the benchmarks share: the base model, real corpora from a folder, timing, and results with their provenance."""
 
 from __future__ import annotations
 
@@ -6,19 +6,62 @@ import gzip
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_landermt.demo import load_demo_base, load_gguf
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
+
+_LLAMA = {"model_type": "llama", "num_key_value_heads": 4, "num_attention_heads": 4, "vocab_size": 512}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {**_LLAMA, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 6},
+    "medium": {**_LLAMA, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 8192},
+    "llama-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "bloom-7b1": {
+        "model_type": "bloom",
+        "hidden_size": 4096,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 32,
+        "vocab_size": 250880,
+    },
+}
+"""Models with random weights, by the options of their configs."""
+
+
+class ByteTokenizer:
+    """The bytes of a text as its tokens, for models with random weights."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [3 + byte for byte in text.encode()]
+        return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
+
+
+def load_random(shape: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
+    """A model of one of `SHAPES` with random weights, and a tokenizer for it; `options` change its config."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**SHAPES[shape], "pad_token_id": 0, **options})
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval(), ByteTokenizer()
 
 
 def load_base(name: str, dtype: str, device: str) -> tuple[Any, Any]:
@@ -56,6 +99,67 @@ def read_training_rows(data: Path, language_pairs: list[str], rows: int) -> list
             texts = {"en": english, other: foreign}
             examples.append({"source": texts[source], "target": texts[target], "language_pair": pair})
     return examples
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: str,
+    warmup: int = 2,
+    after: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds that every contender took, one value a repetition.
+
+    In a repetition all contenders run once, in turn and every other time in reverse, so that whatever else the machine
+    does meets all of them. `after` names what undoes a contender's work; it is not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repetition in range(-warmup, repeats):
+        for name in list(contenders)[:: -1 if repetition % 2 else 1]:
+            synchronize(device)
+            start = time.perf_counter()
+            contenders[name]()
+            synchronize(device)
+            taken = time.perf_counter() - start
+            if repetition >= 0:
+                seconds[name].append(taken)
+            if after and name in after:
+                after[name]()
+    return seconds
+
+
+def synchronize(device: str) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def memory_now(device: str) -> int:
+    """Bytes in use, the allocator's on a GPU and resident ones on a CPU; `memory_peak` counts from here on."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return memory_peak(device)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    return _status_bytes(status, "VmRSS")
+
+
+def memory_peak(device: str) -> int:
+    """Most bytes in use since `memory_now`; where the system does not reset the peak, since the process began."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return _status_bytes(status, "VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(status: Path, field: str) -> int:
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 def provenance() -> dict[str, Any]:

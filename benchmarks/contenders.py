@@ -1,0 +1,131 @@
+"""What speed.py compares: the base model, full finetuning, LoRA, SHiRA and LANDER on one base and one batch."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from common import SHAPES, load_base, load_random
+from peft import LoraConfig, ShiraConfig, get_peft_model
+from torch import nn
+
+from peft_landermt import LanderConfig, NeuronMap, detect_neurons
+from peft_landermt.demo import load_demo_corpus
+
+LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
+PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-en")]
+RANK = 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method; `pairs` says how many pairs a LANDER adapter holds, or whose layers LoRA on FFNs takes."""
+
+    method: str
+    pairs: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
+FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": RANK}}
+CONTENDERS = {
+    **{name: Contender(name) for name in ("base", "full", "lora", "shira")},
+    **{f"lora-ffn-{pairs}": Contender("lora-ffn", pairs) for pairs in (1, 10)},
+    **{f"{form}-{pairs}": Contender("lander", pairs, FORMS[form]) for form in FORMS for pairs in (1, 4, 10)},
+    **{f"lander-paper-{pairs}": Contender("lander", pairs, PAPER) for pairs in (1, 10)},
+}
+
+
+class Bench:
+    """The base, its neuron map and the batch, and the contenders made from them."""
+
+    def __init__(self, args: argparse.Namespace, num_layers: int = 4, **shape_options: Any) -> None:
+        self.args, self.device, self.repeats = args, args.device, args.repeats
+        if args.shape in SHAPES:
+            if args.layers:
+                shape_options["num_hidden_layers"] = args.layers
+            self.base, self.tokenizer = load_random(args.shape, args.dtype, args.device, **shape_options)
+        else:
+            self.base, self.tokenizer = load_base(args.model, args.dtype, args.device)
+        self.base.requires_grad_(False).eval()
+        corpus = load_demo_corpus()
+        self.sentences = {language: corpus.calibration[language][: args.sentences] for language in LANGUAGES}
+        self.num_layers = num_layers
+        if args.neuron_map is not None and args.neuron_map.exists():
+            self.neuron_map = NeuronMap.load(args.neuron_map)
+        else:
+            self.neuron_map = self.detect()
+        ids = itertools.chain.from_iterable(self.tokenizer(text)["input_ids"] for text in corpus.train["en"])
+        self.tokens = torch.tensor(list(ids), device=args.device)
+        self.batch = self.make_batch(args.batch_size)
+
+    def detect(self) -> NeuronMap:
+        return detect_neurons(
+            self.base, self.tokenizer, self.sentences, PAIRS, num_layers=self.num_layers, progress=False
+        )
+
+    def make_batch(self, rows: int) -> dict[str, torch.Tensor]:
+        """Running text, cut into rows."""
+        length = self.args.length
+        copies = -(-rows * length // len(self.tokens))
+        input_ids = self.tokens.repeat(copies)[: rows * length].view(rows, length)
+        labels = input_ids.clone()
+        labels[:, : length // 2] = -100
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+
+    def adapt(self, contender: Contender, base: Any) -> Any:
+        """Put a method's adapter into a base, in place."""
+        if contender.method == "full":
+            return base.requires_grad_(True)
+        if contender.method == "base":
+            base.enable_input_require_grads()  # trained, it is the pass that every adapter needs at least
+            return base
+        options: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+        if contender.method == "lander":
+            pairs = PAIRS[: contender.pairs]
+            config: Any = LanderConfig(
+                neuron_map=self.neuron_map, language_pairs=pairs, **options, **contender.options
+            )
+        elif contender.method == "shira":
+            config = ShiraConfig(r=RANK, target_modules="all-linear", random_seed=0, **options)
+        else:
+            targets = "all-linear" if contender.method == "lora" else self.ffn_projections(contender.pairs)
+            config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, **options)
+        return get_peft_model(base, config)
+
+    def ffn_projections(self, pairs: int) -> list[str]:
+        """Names of the linear layers in the FFNs that the first pairs adapt."""
+        layers = {layer for pair in PAIRS[:pairs] for layer in self.neuron_map.layers(pair)}
+        names = [self.neuron_map.neurons[layer].name for layer in sorted(layers)]
+        children = [(name, *child) for name in names for child in self.base.get_submodule(name).named_children()]
+        return [f"{name}.{key}" for name, key, child in children if isinstance(child, nn.Linear)]
+
+    def make(self, name: str, own_weights: bool = False) -> Any:
+        """A contender on the shared base weights, or on a copy of them where they will be written."""
+        contender = CONTENDERS[name]
+        own_weights = own_weights or contender.method == "full"
+        return self.adapt(contender, copy.deepcopy(self.base) if own_weights else self.view())
+
+    def view(self) -> Any:
+        """A model with modules of its own and the base's weights."""
+        memo = {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in self.base.parameters()}
+        return copy.deepcopy(self.base, memo)  # type: ignore[arg-type]
+
+    def routing(self, name: str, rows: int, pairs: int | None = None) -> dict[str, list[str]]:
+        """What a call of a LANDER contender says about the pairs of its rows; nothing for one pair."""
+        contender = CONTENDERS[name]
+        if contender.method != "lander" or contender.pairs < 2:
+            return {}
+        return {"language_pairs": spread_over(PAIRS[: pairs or contender.pairs], rows)}
+
+
+def spread_over(names: list[str], rows: int) -> list[str]:
+    """One name for each row; where there are more names than rows, some from all along the list."""
+    if len(names) > rows:
+        return [names[row * len(names) // rows] for row in range(rows)]
+    return list(itertools.islice(itertools.cycle(names), rows))

@@ -1,0 +1,356 @@
+"""Time, memory and size of LANDER beside full finetuning, LoRA, SHiRA and the base model.
+
+    python benchmarks/speed.py --output benchmarks/results/speed.jsonl   # Gemma 3 270M
+    python benchmarks/speed.py --shape tiny --repeats 3                  # random weights, seconds
+    python benchmarks/speed.py --shape medium --grow                     # how costs grow
+
+All contenders share one base, one batch and one type, and take turns within every repetition. Labels are on the second
+half of every row. Peak memory is measured in a process of its own for each contender. `render.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import SHAPES, append_result, interleave, memory_now, memory_peak
+from contenders import CONTENDERS, FORMS, PAIRS, Bench, Contender, spread_over
+from peft import PeftModel
+from peft.utils.hotswap import hotswap_adapter as peft_hotswap_adapter
+from render import speed_tables
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
+from transformers.data import default_data_collator
+from transformers.utils import logging as transformers_logging
+
+from peft_landermt import LanderTrainer, hotswap_adapter, split_adapter
+
+WEIGHTS = "adapter_model.safetensors"
+Measures = dict[str, dict[str, list[float]]]
+
+
+def make_step(model: Any, loss: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:
+    """A training step: forward, backward and AdamW; and its optimizer, if there is anything to train."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0) if trained else None
+
+    def step() -> None:
+        loss().backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, optimizer
+
+
+def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
+    states = optimizer.state.values() if optimizer is not None else ()
+    tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def training(bench: Bench, names: list[str] | None = None) -> Measures:
+    """Steps with the model's own loss, all logits computed."""
+    measures: Measures = {"step_seconds": {}, "trainable_parameters": {}, "optimizer_bytes": {}}
+    steps, optimizers = {}, {}
+    for name in names or CONTENDERS:
+        model = bench.make(name).train()
+        inputs = {**bench.batch, **bench.routing(name, len(bench.batch["input_ids"])), "use_cache": False}
+        steps[name], optimizers[name] = make_step(model, lambda model=model, inputs=inputs: model(**inputs).loss)
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        measures["trainable_parameters"][name] = [trained]
+    measures["step_seconds"] = interleave(steps, bench.repeats, bench.device)
+    measures["optimizer_bytes"] = {name: [state_bytes(optimizer)] for name, optimizer in optimizers.items()}
+    return measures
+
+
+def trainer(bench: Bench) -> Measures:
+    """The same steps through `LanderTrainer`, which asks for the logits of labelled positions only."""
+    steps = {}
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"output_dir": folder, "report_to": [], "use_cpu": bench.device == "cpu", "save_strategy": "no"}
+        for name in ("full", "lora", "lora-ffn-1", "lander-1", "lander-10", "lander-r16-1", "lander-r16-10"):
+            model = bench.make(name).train()
+            through = LanderTrainer(model, TrainingArguments(**options), data_collator=default_data_collator)
+            pairs = spread_over(PAIRS[: CONTENDERS[name].pairs] or PAIRS, len(bench.batch["input_ids"]))
+            inputs = {**bench.batch, "language_pairs": pairs, "use_cache": False}
+            steps[name], _ = make_step(
+                model,
+                lambda model=model, inputs=inputs, through=through: through.compute_loss(model, inputs),
+            )
+        return {"step_seconds": interleave(steps, bench.repeats, bench.device)}
+
+
+def memory(bench: Bench) -> Measures:
+    """Peak memory of two training steps above the base's weights, in a process for each, as peaks do not go down."""
+    grown: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "map.safetensors"
+        bench.neuron_map.save(saved)
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, *sys.argv[1:], "--neuron-map", str(saved), "--memory-of", name]
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            grown[name] = [json.loads(printed.splitlines()[-1])]
+    return {"peak_bytes": grown}
+
+
+def memory_of(bench: Bench, name: str) -> int:
+    for weight in bench.base.parameters():
+        weight.data = weight.data.clone()  # out of the mapped file, so that all of it is counted before
+    with torch.no_grad():
+        bench.base(input_ids=bench.batch["input_ids"][:1, :2], use_cache=False)
+    gc.collect()
+    before = memory_now(bench.device)
+    model = bench.adapt(CONTENDERS[name], bench.base).train()
+    inputs = {**bench.batch, **bench.routing(name, len(bench.batch["input_ids"])), "use_cache": False}
+    step, _ = make_step(model, lambda: model(**inputs).loss)
+    step()
+    step()
+    return memory_peak(bench.device) - before
+
+
+@torch.no_grad()
+def inference(bench: Bench) -> Measures:
+    """Forward and greedy decoding of one row, with adapters active, merged and disabled."""
+    models = {"base": bench.view()}
+    for name in ("lora", "shira", "lander-1", "lander-r16-1", "lander-paper-1"):
+        models[f"{name} active"] = bench.make(name)
+        models[f"{name} merged"] = bench.make(name, own_weights=True).merge_and_unload()
+        models[f"{name} disabled"] = bench.make(name)
+        models[f"{name} disabled"].base_model.disable_adapter_layers()
+    inputs = {"input_ids": bench.batch["input_ids"], "attention_mask": bench.batch["attention_mask"]}
+    prompt = {name: value[:1, :16] for name, value in inputs.items()}
+    tokens = bench.args.new_tokens
+    options = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    forward, generate = {}, {}
+    for name, model in models.items():
+        model.eval()
+        forward[name] = lambda model=model: model(**inputs, use_cache=False)
+        generate[name] = lambda model=model: model.generate(**prompt, **options)
+    generated = interleave(generate, bench.repeats, bench.device)
+    return {
+        "forward_seconds": interleave(forward, bench.repeats, bench.device),
+        "token_seconds": {name: [value / tokens for value in values] for name, values in generated.items()},
+    }
+
+
+def load_all(bench: Bench, folders: Mapping[str, Path]) -> PeftModel:
+    """The base with adapters loaded from their folders."""
+    first, *others = folders
+    model = PeftModel.from_pretrained(bench.view(), folders[first], adapter_name=first)
+    for other in others:
+        model.load_adapter(folders[other], adapter_name=other)
+    return model.eval()
+
+
+def save_ten(bench: Bench, name: str, output: Path) -> dict[str, Path]:
+    """Ten pair adapters as folders: a LANDER adapter split, or one LoRA adapter ten times."""
+    model = bench.make(name)
+    if CONTENDERS[name].method == "lander":
+        return split_adapter(model, output)
+    for pair in PAIRS:
+        model.save_pretrained(str(output / pair))
+    return {pair: output / pair for pair in PAIRS}
+
+
+@torch.no_grad()
+def mixed(bench: Bench) -> Measures:
+    """Forward of a batch whose rows come from 1, 2, 5 and 10 pairs."""
+    rows = 4 * bench.args.batch_size
+    batch = bench.make_batch(rows)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in FORMS}}
+    calls = {"base": lambda: models["base"](**inputs)}
+    with tempfile.TemporaryDirectory() as folder:
+        models["lora"] = load_all(bench, save_ten(bench, "lora", Path(folder)))
+    for name, pairs in itertools.product(list(models)[1:], (1, 2, 5, 10)):
+        keyword = "adapter_names" if name == "lora" else "language_pairs"
+        routed = {**inputs, keyword: spread_over(PAIRS[:pairs], rows)}
+        calls[f"{name}, {pairs} pairs"] = partial(models[name].eval(), **routed)
+    return {"forward_seconds": interleave(calls, bench.repeats, bench.device)}
+
+
+def adapters(bench: Bench) -> Measures:
+    """Switching, loading and exchanging pair adapters, and the size of their files."""
+    switch, load, swap, undo = {}, {}, {}, {}
+    sizes: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("lora", "lander-10", "lander-r16-10"):
+            folders = save_ten(bench, name, Path(temporary) / name)
+            ten, one = load_all(bench, folders), load_all(bench, {PAIRS[0]: folders[PAIRS[0]]})
+            following = itertools.cycle(PAIRS)
+            switch[name] = lambda ten=ten, following=following: ten.set_adapter(next(following))
+            file = folders[PAIRS[1]] / WEIGHTS
+            load[f"{name}, load_file"] = lambda file=file: load_file(file, device=bench.device)
+            load[f"{name}, load_file and copy"] = lambda file=file: [
+                tensor.clone() for tensor in load_file(file, device=bench.device).values()
+            ]
+            load[f"{name}, load_adapter"] = lambda one=one, file=file: one.load_adapter(file.parent, "again")
+            undo[f"{name}, load_adapter"] = lambda one=one: one.delete_adapter("again")
+            exchange = peft_hotswap_adapter if name == "lora" else hotswap_adapter
+            swap[name] = lambda ten=ten, folder=folders[PAIRS[0]], exchange=exchange: exchange(ten, folder, PAIRS[0])
+            sizes[name if name == "lora" else f"{name}, one of its pairs"] = [file.stat().st_size]
+        for name in ("lora-ffn-1", "shira", "lander-10", "lander-r16-10"):
+            bench.make(name).save_pretrained(temporary)
+            sizes[name] = [(Path(temporary) / WEIGHTS).stat().st_size]
+        repeats = max(bench.repeats, 20)
+        return {
+            "set_adapter_seconds": interleave(switch, repeats, bench.device, warmup=len(PAIRS)),
+            "load_seconds": interleave(load, repeats, bench.device, after=undo),
+            "hotswap_seconds": interleave(swap, repeats, bench.device),
+            "file_bytes": sizes,
+        }
+
+
+def detection(bench: Bench) -> Measures:
+    """`detect_neurons` beside one plain forward and backward over the tokens that it passed through the model."""
+    seen: list[tuple[bool, dict[str, Any]]] = []
+
+    def record(_module: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+        kept = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        kept["labels"] = kept["input_ids"].masked_fill(kept["attention_mask"] == 0, -100)
+        seen.append((torch.is_grad_enabled(), kept))
+
+    hook = bench.base.register_forward_pre_hook(record, with_kwargs=True)
+    bench.detect()
+    hook.remove()
+    frozen, whole = bench.view(), bench.view().requires_grad_(True)
+    frozen.enable_input_require_grads()
+
+    def plain(model: Any, prompts: bool) -> None:
+        for is_sentence, inputs in seen:
+            if is_sentence or prompts:
+                model(**inputs, use_cache=False).loss.backward()
+        model.zero_grad()
+
+    calls: dict[str, Callable[[], Any]] = {"detect_neurons": bench.detect}
+    for text, prompts in (("sentences and prompts", True), ("sentences", False)):
+        calls[f"{text}, weights frozen"] = lambda prompts=prompts: plain(frozen, prompts)
+        calls[f"{text}, weight gradients"] = lambda prompts=prompts: plain(whole, prompts)
+    return {"detection_seconds": interleave(calls, min(bench.repeats, 3), bench.device, warmup=1)}
+
+
+GROWTH: dict[str, list[int]] = {
+    "pairs": [1, 2, 5, 10],
+    "layers": [1, 2, 4, 6],
+    "d_ff": [1, 2, 4, 8],
+    "batch": [1, 2, 4, 8],
+}
+"""Axes of `--grow` and their values; those of d_ff and batch multiply the shape's and half of the --batch-size."""
+
+
+def grow(args: argparse.Namespace, axis: str, value: int) -> dict[str, Any]:
+    """Costs on a random model where one number is changed."""
+    chosen, options, layers, pairs = copy.copy(args), {}, 4, 1
+    chosen.sentences = min(args.sentences, 4)
+    if axis == "d_ff":
+        value *= SHAPES[args.shape]["intermediate_size"] // 2
+        options["intermediate_size"] = value
+    elif axis == "batch":
+        value *= max(args.batch_size // 2, 1)
+        chosen.batch_size = value
+    elif axis == "layers":
+        layers = value
+    else:
+        pairs = value
+    bench = Bench(chosen, num_layers=layers, **options)
+    names = ["base", "full", "lora"]
+    for form, form_options in FORMS.items():
+        CONTENDERS[form] = Contender("lander", pairs, form_options)
+        names.append(form)
+    measures = training(bench, names)
+    inputs = {"input_ids": bench.batch["input_ids"], "use_cache": False}
+    forward = {}
+    for name in names[:1] + names[2:]:
+        model, routing = bench.make(name).eval(), bench.routing(name, chosen.batch_size)
+        forward[name] = torch.no_grad()(lambda model=model, routing=routing: model(**inputs, **routing))
+    measures["forward_seconds"] = interleave(forward, args.repeats, args.device)
+    measures["detection_seconds"] = interleave({"detect_neurons": bench.detect}, 1, args.device, warmup=0)
+    return {"axis": axis, "value": value, "measures": measures}
+
+
+SECTIONS: dict[str, Callable[[Bench], Measures]] = {
+    "training": training,
+    "trainer": trainer,
+    "memory": memory,
+    "inference": inference,
+    "mixed": mixed,
+    "adapters": adapters,
+    "detection": detection,
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="'demo' (Gemma 3 270M), a folder or a Hub id")
+    parser.add_argument("--shape", choices=["gemma-270m", *SHAPES], help="random weights of this shape instead")
+    parser.add_argument("--layers", type=int, help="number of layers of a random shape")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate")
+    parser.add_argument("--sentences", type=int, default=16, help="calibration sentences of each language")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
+    parser.add_argument("--grow", nargs="*", choices=GROWTH, help="measure growth along these axes instead, or all")
+    parser.add_argument("--neuron-map", type=Path, help="use this map instead of detecting one")
+    parser.add_argument("--output", type=Path, help="JSON lines file that the results are added to")
+    parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.grow is not None and "intermediate_size" not in SHAPES.get(args.shape, {}):
+        parser.error("--grow needs a --shape with random weights and an intermediate_size: tiny, medium or llama-8b")
+    if args.shape == "gemma-270m":
+        args.model = "demo"
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    if args.memory_of:
+        print(memory_of(Bench(args), args.memory_of))
+        return
+    names = ("model", "dtype", "device", "batch_size", "length", "repeats", "sentences", "new_tokens", "layers")
+    settings = {name: getattr(args, name) for name in names}
+    if args.shape in SHAPES:
+        settings["model"] = args.shape
+    results: list[dict[str, Any]] = []
+
+    def keep(result: dict[str, Any]) -> None:
+        results.append({**result, "settings": {**settings, "load": [round(load, 2) for load in os.getloadavg()]}})
+        append_result(args.output, results[-1])
+        gc.collect()
+
+    if args.grow is not None:
+        for axis in args.grow or GROWTH:
+            for value in GROWTH[axis]:
+                print(f"measuring growth with {axis}, step {value}", flush=True)
+                keep({"section": "growth", **grow(args, axis, value)})
+    else:
+        bench = Bench(args)
+        settings["neuron_map"] = bench.neuron_map.signature
+        for section in args.only:
+            print(f"measuring {section}", flush=True)
+            keep({"section": section, "measures": SECTIONS[section](bench)})
+    print(f"\n{speed_tables(results)}")
+
+
+if __name__ == "__main__":
+    main()
