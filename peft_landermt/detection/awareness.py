@@ -31,12 +31,12 @@ class AwarenessSum:
 
     def add(self, activation: torch.Tensor, gradient: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """Add a batch: activation and gradient (B, T, p), attention_mask (B, T)."""
-        mask = attention_mask.reshape(-1, 1).to(torch.float32)
+        mask = attention_mask.reshape(-1).to(torch.float32)
         activation = activation.reshape(-1, activation.shape[-1])
         gradient = gradient.reshape(activation.shape)
-        self.awareness += (taylor_awareness(activation, gradient) * mask).sum(dim=0)
-        self.gradient += (gradient.float() * mask).sum(dim=0)
-        self.abs_activation += (activation.float().abs() * mask).sum(dim=0)
+        self.awareness += mask @ taylor_awareness(activation, gradient)
+        self.gradient += mask @ gradient.float()
+        self.abs_activation += mask @ activation.float().abs()
 
 
 def normalize(awareness: torch.Tensor) -> torch.Tensor:

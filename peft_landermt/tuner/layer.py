@@ -138,7 +138,8 @@ class LanderFFN(nn.Module, BaseTunerLayer):
                 if isinstance(base, AdaptedProjection):
                     base.called = True  # by the one that takes its place within a checkpointed decoder layer
                     base = base.base
-                adapted = AdaptedProjection(base, name, groups, batch, is_output=name == self.output_name)
+                is_output = name == self.output_name
+                adapted = AdaptedProjection(base, name, groups, batch, is_output, self.routing.folded)
                 modules[name] = adapted
             yield
             for name in originals:

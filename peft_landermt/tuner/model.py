@@ -185,9 +185,16 @@ class LanderModel(BaseTuner):
         return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`generate` of the base model; the route was made by `_enable_peft_forward_hooks`."""
+        """`generate` of the base model; the route was made by `_enable_peft_forward_hooks`.
+
+        Weights with their deltas folded in are kept from token to token.
+        """
         kwargs.pop("language_pairs", None)
-        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        self.routing.folded = {}
+        try:
+            return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self.routing.folded = None
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -10,7 +10,8 @@ Deltas that hold for the whole batch are folded into the weight, so that one pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import nn
 
 from ..ffn import is_plain_linear, weight_rows
 from .blocks import GENERAL_BLOCK, NeuronBlocks
-from .routing import Rows, constant_gates, learned_gates, token_gates
+from .routing import FoldKey, Rows, constant_gates, learned_gates, token_gates
 
 
 @dataclass
@@ -34,14 +35,15 @@ class Group:
     rows: Rows
     blocks: NeuronBlocks
     delta_gates: torch.Tensor | None = None
+    _specific: dict[tuple[int, torch.dtype, int], torch.Tensor | None] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def languages(self) -> tuple[str, ...]:
         """Languages whose specific neurons at least one sample uses."""
         named = {language for pair in self.rows.pairs for language in self.blocks.layout.languages(pair)}
         return tuple(language for language in self.blocks.layout.specific if language in named)
 
-    @property
+    @cached_property
     def specific_blocks(self) -> tuple[str, ...]:
         return tuple(language for language in self.languages if language in self.blocks.layout.tuned_blocks)
 
@@ -117,6 +119,12 @@ class Group:
         Args:
             parts: Rows of each neuron.
         """
+        key = (parts, like.dtype, like.dim())
+        if key not in self._specific:
+            self._specific[key] = self._make_specific_mask(like, parts)
+        return self._specific[key]
+
+    def _make_specific_mask(self, like: torch.Tensor, parts: int) -> torch.Tensor | None:
         if self.rows.pair_of_sample is None:
             return None
         rows = [
@@ -155,6 +163,11 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
     return weight
 
 
+def compute_type(states: torch.Tensor, delta: torch.Tensor) -> torch.dtype:
+    """Type in which a delta is multiplied: its own on a CPU, many of which have no instructions for half precision."""
+    return delta.dtype if states.device.type == "cpu" else states.dtype
+
+
 class InputRecorder(nn.Module):
     """Stands in for a projection and keeps what it was given last."""
 
@@ -178,9 +191,18 @@ class AdaptedProjection(nn.Module):
         groups: Groups of samples of this call.
         batch: N, number of samples of this call; some FFNs see their tokens as one flat batch.
         is_output: Whether it is the output projection.
+        kept: Folded weights of earlier calls, while no weight can change; None where one can.
     """
 
-    def __init__(self, base: nn.Module, name: str, groups: list[Group], batch: int, is_output: bool) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        name: str,
+        groups: list[Group],
+        batch: int,
+        is_output: bool,
+        kept: dict[FoldKey, torch.Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.base = base
         self.name = name
@@ -190,7 +212,15 @@ class AdaptedProjection(nn.Module):
         self.called = False
         self.parts = groups[0].blocks.projections[name]
         self.folds = is_plain_linear(base) and any(group.folded_blocks() for group in groups)
-        self._weight = fold(base, groups, name, is_output=is_output) if self.folds else None
+        self._weight = self._fold(kept) if self.folds else None
+
+    def _fold(self, kept: dict[FoldKey, torch.Tensor] | None) -> torch.Tensor:
+        if kept is None or torch.compiler.is_compiling():
+            return fold(self.base, self.groups, self.name, is_output=self.is_output)
+        key = (id(self.base), tuple((id(group.blocks), group.folded_blocks()) for group in self.groups))
+        if key not in kept:
+            kept[key] = fold(self.base, self.groups, self.name, is_output=self.is_output)
+        return kept[key]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -249,7 +279,9 @@ class AdaptedProjection(nn.Module):
         gate = group.delta_gate(GENERAL_BLOCK, states)
         if not blocks.is_low_rank(GENERAL_BLOCK):
             return self._add_rows(states, result, neurons, blocks.rows(GENERAL_BLOCK, self.name), gate)
-        factor_a, factor_b = (factor.to(states.dtype) for factor in blocks.factors(GENERAL_BLOCK, self.name))
+        factor_a, factor_b = blocks.factors(GENERAL_BLOCK, self.name)
+        states = states.to(compute_type(states, factor_a))
+        factor_a, factor_b = factor_a.to(states.dtype), factor_b.to(states.dtype)
         wide_b = factor_b.new_zeros(blocks.layout.neurons * self.parts, factor_b.shape[1]).index_copy(
             0, neurons, factor_b
         )
@@ -267,6 +299,7 @@ class AdaptedProjection(nn.Module):
         rows: torch.Tensor,
         scale: torch.Tensor | None,
     ) -> torch.Tensor:
+        states = states.to(compute_type(states, rows))
         rows = rows.to(states.dtype)
         if self.is_output:
             hidden = states.index_select(-1, neurons)

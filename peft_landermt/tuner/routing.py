@@ -14,6 +14,9 @@ from .blocks import NeuronBlocks
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
+FoldKey = tuple[int, tuple[tuple[int, tuple[str, ...]], ...]]
+"""Identities of a projection and of the blocks that are folded into its weight."""
+
 
 def constant_gates(mode: str, specific: Number, general: Number) -> tuple[Number, Number]:
     """Gates of the general and of the specific neurons that do not depend on the input (eq. 7, 8).
@@ -153,12 +156,14 @@ class Routing:
         pairs: The pairs of every adapter; empty for an adapter without pairs.
         chosen: The pair that [`LanderModel.set_language_pair`] chose, by adapter.
         route: The route of the call in progress, if it named pairs or adapters for its samples.
+        folded: Weights with deltas folded in, while a call of `generate` is in progress.
     """
 
     def __init__(self) -> None:
         self.pairs: dict[str, tuple[str, ...]] = {}
         self.chosen: dict[str, str] = {}
         self.route: Route | None = None
+        self.folded: dict[FoldKey, torch.Tensor] | None = None
 
     def pair_of(self, adapter: str) -> str | None:
         """The pair that all samples of an adapter take when the call names none.

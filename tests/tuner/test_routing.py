@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import LanguagePairError
 from peft_landermt.neuron_map import LayerNeurons, conditional_awareness
-from peft_landermt.tuner.projections import Group
+from peft_landermt.tuner.projections import Group, fold
 from peft_landermt.tuner.routing import Rows, constant_gates, learned_gates, token_gates
 
 from ..conftest import ARCHITECTURES, PAIRS, randomize_adapter
@@ -603,3 +604,31 @@ def test_padding_of_other_rows_does_not_matter(base: PreTrainedModel, neuron_map
 def test_all_architectures_are_covered() -> None:
     """The naive FFN of these tests knows these three activations."""
     assert ARCHITECTURES == ("llama", "gemma3", "bloom")
+
+
+@one_architecture
+def test_generate_folds_a_weight_once(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+    """Weights with deltas folded in are kept while `generate` runs, and made anew for the next call."""
+    model = adapt(base, neuron_map, ["en-de"], general_rank=None)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with pytest.MonkeyPatch.context() as patch:
+        folded: list[str] = []
+
+        def counted(layer: Any, groups: Any, projection: str, *, is_output: bool) -> torch.Tensor:
+            folded.append(projection)
+            return fold(layer, groups, projection, is_output=is_output)
+
+        patch.setattr("peft_landermt.tuner.projections.fold", counted)
+        first = model.generate(input_ids=ids(), **options)
+    assert sorted(folded) == sorted(["gate_proj", "up_proj", "down_proj"] * len(neuron_map.layers("en-de")))
+    expected = copy.deepcopy(model)
+    expected.merge_adapter()
+    assert expected.generate(input_ids=ids(), **options).equal(first)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.mul_(-1)  # does not count as a change for autograd
+    expected = copy.deepcopy(model)
+    expected.merge_adapter()
+    changed = model.generate(input_ids=ids(), **options)
+    assert expected.generate(input_ids=ids(), **options).equal(changed) and not changed.equal(first)
