@@ -67,19 +67,18 @@ class LanderModel(BaseTuner):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
+        counts = peft_config.neuron_counts
+        if counts is not None and key not in counts:
+            return False
         matched = peft_config
         if peft_config.target_modules is None:
             matched = copy.copy(peft_config)
-            counts = peft_config.neuron_counts
             targets = set(counts) if counts is not None else self.__dict__["default_targets"]
             if key in targets and peft_config.layers_to_transform is not None:
                 # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
                 targets, key = {"ffn"}, f"{key}.ffn"
             matched.target_modules = targets
-        found = BaseTuner._check_target_module_exists(matched, key)
-        if found and peft_config.neuron_counts is not None:
-            return key in peft_config.neuron_counts
-        return found
+        return BaseTuner._check_target_module_exists(matched, key)
 
     def _prepare_model(self, peft_config: LanderConfig, model: nn.Module) -> None:
         """Check everything that injection relies on, before the first module is touched."""
