@@ -11,7 +11,6 @@ Deltas that hold for the whole batch are folded into the weight, so that one pro
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +29,23 @@ class Group:
         rows: Which samples.
         blocks: The adapter's blocks at this FFN.
         delta_gates: (n, ..., 2) gates on what the adapter adds, general and specific; with `car="token"` only.
+        languages: Languages whose specific neurons at least one sample uses.
+        specific_blocks: Those of them that have deltas.
     """
 
     rows: Rows
     blocks: NeuronBlocks
     delta_gates: torch.Tensor | None = None
+    languages: tuple[str, ...] = field(init=False)
+    specific_blocks: tuple[str, ...] = field(init=False)
     _specific: dict[tuple[int, torch.dtype, int], torch.Tensor | None] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def languages(self) -> tuple[str, ...]:
-        """Languages whose specific neurons at least one sample uses."""
-        named = {language for pair in self.rows.pairs for language in self.blocks.layout.languages(pair)}
-        return tuple(language for language in self.blocks.layout.specific if language in named)
-
-    @cached_property
-    def specific_blocks(self) -> tuple[str, ...]:
-        return tuple(language for language in self.languages if language in self.blocks.layout.tuned_blocks)
+    def __post_init__(self) -> None:
+        layout = self.blocks.layout
+        named = {language for pair in self.rows.pairs for language in layout.languages(pair)}
+        self.languages = tuple(language for language in layout.specific if language in named)
+        tuned = layout.tuned_blocks
+        self.specific_blocks = tuple(language for language in self.languages if language in tuned)
 
     def folded_blocks(self) -> tuple[str, ...]:
         """Blocks whose deltas can join the base weight, because they hold for every sample of the batch."""
