@@ -8,11 +8,13 @@ children match no row is recognised by the shapes of its linear layers, if these
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ArchitectureError
@@ -101,10 +103,21 @@ def weight_rows(module: nn.Module) -> torch.Tensor:
 
 
 def has_dense_weight(module: nn.Module) -> bool:
-    """Whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written."""
+    """Whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written: neither
+    quantized, nor split over devices, nor waiting elsewhere (offloaded)."""
     weight = getattr(module, "weight", None)
     plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
-    return plain and weight.dtype in _FLOATS  # type: ignore[union-attr]
+    return plain and weight.dtype in _FLOATS and not weight.is_meta  # type: ignore[union-attr]
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device on which a layer computes, also while its weight is offloaded, and the type of its weight; where that is
+    no type to compute in (quantized), torch's default."""
+    tensors = [module._parameters.get("weight"), *module.parameters(), *module.buffers()]
+    weight = next(tensor for tensor in tensors if tensor is not None)
+    execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    device = torch.device(execution_device) if weight.is_meta and execution_device is not None else weight.device
+    return device, weight.dtype if weight.dtype in _FLOATS else torch.get_default_dtype()
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -197,20 +210,55 @@ def find_ffns(model: nn.Module) -> list[FFN]:
     return ffns
 
 
+def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
+    """Check that every FFN is one layer's own, and that this process holds all its neurons.
+
+    Raises:
+        ArchitectureError: If one is registered at several places, its weights are split over processes, or they are
+            on disk and nothing would fetch them.
+    """
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for ffn in ffns:
+        if places[id(ffn.module)] > 1:
+            raise ArchitectureError(
+                "model",
+                ffn.name,
+                f"is one FFN at {places[id(ffn.module)]} places, so its neurons belong to no one layer; give each "
+                "layer its own with copy.deepcopy, or leave it out of target_modules.",
+            )
+        if any(isinstance(weight, DTensor) for weight in ffn.module.parameters()):
+            raise ArchitectureError(
+                "model",
+                ffn.name,
+                "its weights are split over processes (DTensor), and with them its neurons; load the model without a "
+                "tensor-parallel plan, and for FSDP adapt it before it is split.",
+            )
+        output = ffn.module.get_submodule(ffn.output)
+        if getattr(model, "hf_device_map", None) is not None and device_and_dtype(output)[0].type == "meta":
+            raise ArchitectureError(
+                "model",
+                ffn.name,
+                "its weights are on disk, and PeftModel.from_pretrained took away the hooks that fetch them; load the "
+                "base anew, make the model with get_peft_model and LanderConfig.from_pretrained(folder), and read the "
+                "weights with set_peft_model_state_dict(model, load_peft_weights(folder)).",
+            )
+
+
 def fingerprint(model: nn.Module) -> str | None:
     """Identify a base model by a sample of its FFN weights: 16 hexadecimal digits.
 
     Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16.
 
     Returns:
-        None where weights cannot be read as floating-point numbers (meta device, quantized), or there are no FFNs.
+        None where weights cannot be read as floating-point numbers (quantized, split, offloaded), or there are no
+        FFNs.
     """
     digest = hashlib.sha256()
     ffns = list(iterate_ffns(model))
     for ffn in ffns:
         for key in ffn.projections:
             layer = ffn.module.get_submodule(key)
-            if not has_dense_weight(layer) or weight_rows(layer).is_meta:
+            if not has_dense_weight(layer):
                 return None
             rows = weight_rows(layer).detach()
             columns = rows[0].numel()

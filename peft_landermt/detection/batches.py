@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import CorpusError
+from ..ffn import device_and_dtype
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
 from ..seq2seq import encode_source, encode_target, is_encoder_decoder
 
@@ -115,7 +116,7 @@ class Batcher:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+        device, _ = device_and_dtype(self.model.get_input_embeddings())  # type: ignore[operator]
         return ids.to(device), mask.to(device)
 
 

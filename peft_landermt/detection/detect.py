@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
-from ..ffn import FFN, find_ffns, fingerprint
+from ..ffn import FFN, check_addressable, device_and_dtype, find_ffns, fingerprint
 from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..seq2seq import is_encoder_decoder
@@ -71,7 +71,8 @@ def detect_neurons(
         LanguagePairError: A code is malformed, or a pair's language has no sentences.
         CorpusError: Numbers of sentences differ, or a sentence is empty.
         DetectionError: An option is out of range, or a statistic is NaN or infinite.
-        ArchitectureError: The model has no recognisable FFN, has adapters, or no language-model head.
+        ArchitectureError: The model has no recognisable FFN, has adapters, or no language-model head; layers share an
+            FFN, or its weights are split over processes or not loaded.
     """
     pairs = parse_pairs(language_pairs)
     _check_sentences(sentences, pairs)
@@ -143,7 +144,7 @@ def _pair_activations(
     collected: list[list[torch.Tensor]] = [[] for _ in ffns]
     extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
     stack_of = {index: stack for stack, indices in stacks.items() for index in indices}
-    for batch in batches:
+    for passes, batch in enumerate(batches, start=1):
 
         def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch) -> None:
             mask = batch.masks[stack_of[layer]]
@@ -152,7 +153,7 @@ def _pair_activations(
 
         with torch.no_grad(), tap_activations(ffns, collect):
             model(**batch.inputs, use_cache=False, **extra)
-        _check_all_seen(ffns, collected)
+        _check_all_seen(ffns, collected, passes)
         bar.update()
     return torch.stack([torch.cat(layer) for layer in collected])
 
@@ -212,7 +213,7 @@ def _sentence_awareness(
                 reduction="sum",
             ).backward()
         del logits  # with its graph, before the next batch runs forward
-        _check_all_seen(ffns, seen)
+        _check_all_seen(ffns, seen, passes=1)
         for stack, language in batch.languages.items():
             tokens[language, stack] += int(batch.masks[stack].sum())
             predicted[language, stack] += batch.num_predicted
@@ -281,16 +282,25 @@ def _check_model(model: nn.Module) -> list[FFN]:
         raise ArchitectureError(
             "model", type(model).__name__, "it has no language-model head; load it with its AutoModelFor... class."
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
+    check_addressable(model, ffns)
+    on_meta = [module for module in model.modules() if any(weight.is_meta for weight in module.parameters(False))]
+    if any(device_and_dtype(module)[0].type == "meta" for module in on_meta):
         raise ArchitectureError("model", "meta device", "load the weights before detection.")
     return ffns
 
 
-def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[Any]]) -> None:
+def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[Any]], passes: int) -> None:
     for ffn, seen in zip(ffns, collected, strict=True):
         if not seen:
             raise ArchitectureError(
                 "model", ffn.name, f"its forward pass does not call {ffn.output!r}, so its activations cannot be read."
+            )
+        if len(seen) != passes:
+            raise ArchitectureError(
+                "model",
+                ffn.name,
+                f"layers share {ffn.output!r}, which runs {len(seen) / passes:g} times in a pass, so its activations "
+                "belong to no one layer; detect on a model whose layers have FFNs of their own.",
             )
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
-from ..ffn import FFN, has_dense_weight
+from ..ffn import FFN, device_and_dtype, has_dense_weight
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout, NeuronBlocks
 from .merging import merged_weight
@@ -101,6 +101,10 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             return self.base_layer(*args, **kwargs)
         if self.merged:
             return self.base_layer(*args, **kwargs)
+        with onload_layer(self.lander_blocks):  # PEFT offloads an adapter with the base it is loaded into
+            return self._adapted_forward(args, kwargs)
+
+    def _adapted_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         states = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         groups = self._groups(states)
         if not groups:
@@ -214,7 +218,10 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             layer = self.base_layer.get_submodule(projection)
             if not has_dense_weight(layer):
                 raise ArchitectureError(
-                    "base_layer", type(layer).__name__, "its weight cannot be written; merge into an unquantized base."
+                    "base_layer",
+                    type(layer).__name__,
+                    f"the weight of {projection} is quantized, offloaded or split and cannot be written; merge into "
+                    "an unquantized base that is loaded whole.",
                 )
             if safe_merge:
                 for name in here:
@@ -264,10 +271,8 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        """Device of the FFN's weights, and their type where it is a floating-point one."""
-        weight = self.base_layer.get_submodule(self.output_name).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.device, weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+        """Device and type for adapters of this FFN: those of its output projection."""
+        return device_and_dtype(self.base_layer.get_submodule(self.output_name))
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the device of the FFN; what was loaded keeps its type and so its precision."""

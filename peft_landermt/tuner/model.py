@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..errors import AdapterError, LanguagePairError
+from ..errors import AdapterError, ArchitectureError, LanguagePairError
+from ..ffn import check_addressable
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout
 from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs
@@ -87,10 +89,14 @@ class LanderModel(BaseTuner):
         if peft_config.neuron_counts is not None:
             check_base(peft_config, model)
             check_fingerprint(peft_config, model)
+        fresh = []
         for key, module in model.named_modules():
             inside_adapter = ".base_layer" in key or ".lander_" in key
             if not inside_adapter and self._check_target_module_exists(peft_config, key):
-                check_options(peft_config, as_ffn(module, key))
+                ffn = as_ffn(module, key)
+                check_options(peft_config, ffn)
+                fresh += [ffn] if ffn.module is module else []
+        check_addressable(model, fresh)
         if peft_config.changes_fresh_output and peft_config.neuron_map is not None:
             warnings.warn(
                 f"car={peft_config.car!r} with inactive_neurons={peft_config.inactive_neurons!r} changes the model's "
@@ -242,9 +248,17 @@ class LanderModel(BaseTuner):
 
     def _check_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         """Look at every layer before the first is written."""
+        uses = Counter(id(weight) for module in self.model.modules() for weight in module._parameters.values())
         for layer in self._layers():
             names = adapter_names if adapter_names is not None else layer.active_adapters
             layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
+            for projection in layer.projection_names if any(name in layer.lander_blocks for name in names) else ():
+                if uses[id(layer.base_layer.get_submodule(projection)._parameters["weight"])] > 1:
+                    raise ArchitectureError(
+                        "base_layer",
+                        f"{projection} with tied weight",
+                        "another layer uses the same weight and would change with it; give each its own first.",
+                    )
 
     # Training
 
@@ -325,6 +339,10 @@ _SAVE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def _as_saved(key: str, value: torch.Tensor, config: LanderConfig, model: nn.Module) -> torch.Tensor:
     """A tensor of an adapter in the type that its config asks for; what gates are made of stays as it is."""
+    if value.is_meta:
+        raise AdapterError(
+            key, "meta device", "the adapter is offloaded; load it into a base that is not, and save it."
+        )
     if not is_delta(key):
         return value
     if config.save_dtype is not None:
