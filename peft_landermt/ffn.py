@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -111,13 +112,13 @@ def has_dense_weight(module: nn.Module) -> bool:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device on which a layer computes, also while its weight is offloaded, and the type of its weight; where that is
-    no type to compute in (quantized), torch's default."""
-    tensors = [module._parameters.get("weight"), *module.parameters(), *module.buffers()]
-    weight = next(tensor for tensor in tensors if tensor is not None)
+    """Device on which a layer computes, also while its weight is offloaded, and the type of its weight, or torch's
+    default where that is no type to compute in (quantized)."""
+    weight = getattr(module, "weight", None)
+    stored = weight if weight is not None else next(chain(module.parameters(), module.buffers()))
     execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    device = torch.device(execution_device) if weight.is_meta and execution_device is not None else weight.device
-    return device, weight.dtype if weight.dtype in _FLOATS else torch.get_default_dtype()
+    device = torch.device(execution_device) if stored.is_meta and execution_device is not None else stored.device
+    return device, weight.dtype if weight is not None and weight.dtype in _FLOATS else torch.get_default_dtype()
 
 
 def is_plain_linear(module: nn.Module) -> bool:
