@@ -15,7 +15,6 @@ from itertools import chain
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ArchitectureError
@@ -227,7 +226,7 @@ def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
                 f"is one FFN at {places[id(ffn.module)]} places, so its neurons belong to no one layer; give each "
                 "layer its own with copy.deepcopy, or leave it out of target_modules.",
             )
-        if any(isinstance(weight, DTensor) for weight in ffn.module.parameters()):
+        if any(hasattr(weight, "device_mesh") for weight in ffn.module.parameters()):
             raise ArchitectureError(
                 "model",
                 ffn.name,
