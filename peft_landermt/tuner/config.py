@@ -72,9 +72,11 @@ class LanderConfig(PeftConfig):
             An integer: the delta of the general neurons is a product of two factors of this rank, while specific
             neurons keep whole rows. `None`: one delta row per general neuron (the paper).
         save_dtype (`str`, *optional*):
-            Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default.
+            Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default, float32 where
+            quantized weights have none.
         verify_base (`bool`):
-            Whether an adapter made with a neuron map is refused on base weights other than those it was made on.
+            Whether an adapter made with a neuron map is refused on base weights other than those it was made on;
+            weights that cannot be read (quantized, offloaded) are not compared.
         neuron_counts (`dict`, *optional*):
             Filled from the neuron map: how many neurons each block of each FFN has.
         neuron_map_signature (`str`, *optional*):

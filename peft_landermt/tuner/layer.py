@@ -101,8 +101,10 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             return self.base_layer(*args, **kwargs)
         if self.merged:
             return self.base_layer(*args, **kwargs)
-        with onload_layer(self.lander_blocks):  # PEFT offloads an adapter with the base it is loaded into
-            return self._adapted_forward(args, kwargs)
+        if any("_hf_hook" in blocks.__dict__ for blocks in self.lander_blocks.values()):
+            with onload_layer(self.lander_blocks):  # PEFT offloads an adapter with the base it is loaded into
+                return self._adapted_forward(args, kwargs)
+        return self._adapted_forward(args, kwargs)
 
     def _adapted_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         states = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))

@@ -199,7 +199,10 @@ def test_ffns_compute_what_dequantized_ones_do(
 def test_training_leaves_the_base_quantized(
     backend: str, quantized: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
 ) -> None:
-    base = quantized if backend == "packed" else prepare_model_for_kbit_training(quantized)
+    base = quantized
+    if backend != "packed":
+        base = prepare_model_for_kbit_training(quantized)
+        assert base.hf_quantizer.is_trainable == (backend != "torchao int4"), "what transformers' Trainer accepts"
     before = storage(base)
     model = adapt(base, neuron_map, PAIRS, seed=None).train()
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
