@@ -89,6 +89,13 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def method_label(result: dict[str, Any]) -> str:
+    """The method; for LANDER with the learning rate of rows relative to that of factors."""
+    if result["method"] != "lander":
+        return str(result["method"])
+    return f"lander, rows at {result.get('row_lr_ratio', 1):g}"
+
+
 def finetune() -> str:
     results = read("finetune.jsonl")
     pairs = results[0]["pairs"]
@@ -98,7 +105,7 @@ def finetune() -> str:
         trained = result["method"] != "zero-shot"
         rows.append(
             [
-                result["method"],
+                method_label(result),
                 f"{result['learning_rate']:g}" if trained else "",
                 *(result["scores"][pair]["bleu"] for pair in pairs),
                 result["mean_bleu"],
@@ -109,7 +116,7 @@ def finetune() -> str:
             ]
         )
     searches = [
-        f"{result['method']}, development loss by learning rate: "
+        f"{method_label(result)}, development loss by learning rate: "
         + ", ".join(f"{lr}: {loss:.4f}" for lr, loss in result["search"].items())
         for result in results
         if "search" in result
@@ -259,7 +266,8 @@ def main() -> None:
         ("Finetuning", finetune),
         ("Speed", speed),
     ):
-        print(f"## {title}\n\n{make()}\n")
+        if tables := make():
+            print(f"## {title}\n\n{tables}\n")
 
 
 if __name__ == "__main__":
