@@ -95,10 +95,9 @@ def _codes(tokenizer: Any) -> dict[str, int]:
 
 def _name_target(tokenizer: Any, text: str, pair: LanguagePair) -> str:
     base = two_letter_code(pair.target)
-    known = tokenizer.get_vocab()
     tokens = [f"<2{pair.target}>", f"<2{base}>", f">>{FLORES_CODES.get(base, base)[:3]}<<", f">>{base}<<"]
     for token in tokens:
-        if token in known:
+        if tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id):
             return f"{token} {text}"
     single_pair = hasattr(tokenizer, "supported_language_codes")
     return text if single_pair else format_prompt(INSTRUCTION, text, pair)

@@ -325,7 +325,7 @@ def _signature(
     name = os.path.basename(str(getattr(getattr(model, "config", None), "name_or_path", "")).rstrip("/")) or "unnamed"
     data = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode()).hexdigest()[:12]
     parts = {
-        "base": f"{name}#{base}",
+        "base": f"{name}#{base}" if base is not None else name,
         "data": f"{data}x{options['num_sentences']}",
         "languages": "+".join(texts),
         "layers": options["num_layers"],
