@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -96,8 +97,8 @@ def method_label(result: dict[str, Any]) -> str:
     return f"lander, rows at {result.get('row_lr_ratio', 1):g}"
 
 
-def finetune() -> str:
-    results = read("finetune.jsonl")
+def finetune(name: str = "finetune.jsonl") -> str:
+    results = read(name)
     pairs = results[0]["pairs"]
     header = ["method", "lr", *pairs, "mean BLEU", "mean chrF++", "dev loss", "trained", "seconds"]
     rows = []
@@ -264,6 +265,7 @@ def main() -> None:
         ("Quickstart", quickstart),
         ("Detection", stability),
         ("Finetuning", finetune),
+        ("Finetuning SmolLM2-135M", partial(finetune, "finetune_smollm2.jsonl")),
         ("Speed", speed),
     ):
         if tables := make():
