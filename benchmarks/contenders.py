@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import SHAPES, load_base, load_random
+from common import SHAPES, load_random
 from peft import LoraConfig, ShiraConfig, get_peft_model
 from torch import nn
 
 from peft_landermt import LanderConfig, NeuronMap, detect_neurons
-from peft_landermt.demo import load_demo_corpus
+from peft_landermt.demo import load_base, load_demo_corpus
 
 LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
 PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-en")]
@@ -51,7 +51,7 @@ class Bench:
                 shape_options["num_hidden_layers"] = args.layers
             self.base, self.tokenizer = load_random(args.shape, args.dtype, args.device, **shape_options)
         else:
-            self.base, self.tokenizer = load_base(args.model, args.dtype, args.device)
+            self.base, self.tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
         self.base.requires_grad_(False).eval()
         corpus = load_demo_corpus()
         self.sentences = {language: corpus.calibration[language][: args.sentences] for language in LANGUAGES}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import append_result, load_base, read_flores
+from common import append_result, read_flores
 
 from peft_landermt import NeuronMap, detect_neurons
-from peft_landermt.demo import load_demo_corpus
+from peft_landermt.demo import load_base, load_demo_corpus
 
 
 def halves(data: Path | None, languages: list[str], sentences: int) -> list[dict[str, list[str]]]:
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON lines file that the result is added to")
     args = parser.parse_args()
 
-    model, tokenizer = load_base(args.model, args.dtype, args.device)
+    model, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
     pair = f"{args.languages[0]}-{args.languages[1]}"
     maps = [
         detect_neurons(model, tokenizer, half, [pair], num_layers=1, general_ratio=args.general_ratio)

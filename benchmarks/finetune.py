@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import append_result, load_base, read_flores, read_training_rows
+from common import append_result, read_flores, read_training_rows
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments, set_seed
 
@@ -29,6 +29,7 @@ from peft_landermt import (
     detect_neurons,
     evaluate_translation,
 )
+from peft_landermt.demo import load_base
 from peft_landermt.translation import TEMPLATES
 
 METHODS = ("zero-shot", "lander", "lora", "lora-ffn", "full")
@@ -171,7 +172,7 @@ def development_loss(args: argparse.Namespace, model: Any, tokenizer: Any) -> fl
 
 def main() -> None:
     args = parse_arguments()
-    base, tokenizer = load_base(args.model, args.dtype, args.device)
+    base, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
     neuron_map = find_neurons(args, base, tokenizer) if args.method in ("lander", "lora-ffn") else None
     if neuron_map is not None:
         print({pair: neuron_map.layers(pair) for pair in args.pairs})

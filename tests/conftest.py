@@ -40,39 +40,44 @@ _ALPHABET = "".join(chr(code) for code in range(32, 127)) + "\näöüßéèàù�
 VOCABULARY = 3 + len(_ALPHABET)
 
 
+_TOKENS = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+DECODER_SIZES = {
+    **_TOKENS,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    # larger than usual, so that FFNs matter in a model this small
+    "initializer_range": 0.2,
+}
+"""Options that most decoder configs of transformers share."""
+
+
 def build_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model with 4 layers, d = 32 and p = 64, in evaluation mode, dropout off."""
     torch.manual_seed(seed)
-    common = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    decoder = {
-        **common,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        # larger than usual, so that FFNs matter in a model this small
-        "initializer_range": 0.2,
-    }
     if architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**{**decoder, **overrides}))
+        model = LlamaForCausalLM(LlamaConfig(**{**DECODER_SIZES, **overrides}))
     elif architecture == "gemma3":
-        model = Gemma3ForCausalLM(Gemma3TextConfig(**{**decoder, "head_dim": 8, "sliding_window": 64, **overrides}))
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(**{**DECODER_SIZES, "head_dim": 8, "sliding_window": 64, **overrides})
+        )
     elif architecture == "bloom":
-        settings = {**common, "n_layer": 4, "n_head": 4, "initializer_range": 0.2, **overrides}
+        settings = {**_TOKENS, "n_layer": 4, "n_head": 4, "initializer_range": 0.2, **overrides}
         model = BloomForCausalLM(BloomConfig(**settings))
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.2)
     elif architecture == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**{**decoder, **overrides}))
+        model = Qwen2ForCausalLM(Qwen2Config(**{**DECODER_SIZES, **overrides}))
     elif architecture == "gpt2":
         settings = {"n_embd": 32, "n_inner": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        tokens = {key: value for key, value in common.items() if key != "hidden_size"}
+        tokens = {key: value for key, value in _TOKENS.items() if key != "hidden_size"}
         model = GPT2LMHeadModel(GPT2Config(**{**settings, **dropout, **tokens, "initializer_range": 0.2, **overrides}))
     elif architecture == "opt":
-        settings = {**decoder, "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2, "dropout": 0.0}
+        settings = {**DECODER_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2, "dropout": 0.0}
         settings = {
             key: value
             for key, value in settings.items()

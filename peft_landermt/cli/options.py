@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..demo import load_demo_base, load_gguf
+from ..demo import load_base
 from ..errors import ConfigError, CorpusError
 from ..seq2seq import is_encoder_decoder
 
@@ -43,14 +42,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
-    if options.model == "demo":
-        return load_demo_base(dtype, device)
-    if options.model.endswith(".gguf"):
-        return load_gguf(options.model, dtype, device)
-    two_stacks = AutoConfig.from_pretrained(options.model).is_encoder_decoder
-    automatic_class = AutoModelForSeq2SeqLM if two_stacks else AutoModelForCausalLM
-    model = automatic_class.from_pretrained(options.model, dtype=dtype).to(device)
-    return model, AutoTokenizer.from_pretrained(options.model)
+    return load_base(options.model, dtype, device)
 
 
 def task_type(model: Any) -> str:

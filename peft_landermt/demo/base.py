@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..errors import ConfigError
 
@@ -78,6 +78,19 @@ def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> t
     Raises:
         ConfigError: If the packages of the extra `demo` are not installed.
     """
-    folder = convert_demo_base()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    return model, AutoTokenizer.from_pretrained(folder)
+    return load_base(str(convert_demo_base()), dtype, device)
+
+
+def load_base(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+    """A base model and its tokenizer: `demo`, a GGUF file, a folder or a Hub id.
+
+    Raises:
+        ConfigError: It is `demo`, and the packages of the extra `demo` are not installed.
+    """
+    if name == "demo":
+        return load_demo_base(dtype, device)
+    if name.endswith(".gguf"):
+        return load_gguf(name, dtype, device)
+    two_stacks = AutoConfig.from_pretrained(name).is_encoder_decoder
+    model_class = AutoModelForSeq2SeqLM if two_stacks else AutoModelForCausalLM
+    return model_class.from_pretrained(name, dtype=dtype).to(device), AutoTokenizer.from_pretrained(name)

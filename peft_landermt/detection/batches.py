@@ -18,10 +18,8 @@ from torch import nn
 from ..errors import CorpusError
 from ..ffn import device_and_dtype
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
+from ..padding import IGNORED, pad_rows, padding_id
 from ..seq2seq import encode_source, encode_target, is_encoder_decoder
-
-IGNORED = -100
-"""Label of positions where nothing is predicted."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,7 @@ class Batcher:
             yield order[start : start + self.batch_size]
 
     def _padded(self, encoded: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = [torch.tensor(ids) for ids in encoded]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        ids, mask = pad_rows(encoded, padding_id(self.tokenizer))
         device, _ = device_and_dtype(self.model.get_input_embeddings())  # type: ignore[operator]
         return ids.to(device), mask.to(device)
 

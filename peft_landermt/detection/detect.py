@@ -20,11 +20,12 @@ from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePai
 from ..ffn import FFN, check_addressable, device_and_dtype, find_ffns, fingerprint
 from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..neuron_map import LayerNeurons, NeuronMap
+from ..padding import IGNORED
 from ..seq2seq import is_encoder_decoder
 from ..version import __version__
 from .awareness import AwarenessSum, normalize
-from .batches import IGNORED, Batch, Batcher
-from .layers import ActivationStatistic, check_num_layers, layer_changes, mean_activation, relevant_layers
+from .batches import Batch, Batcher
+from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
 from .partition import check_general_ratio, partition
 from .passes import accepts_logits_to_keep, frozen, tap_activations
 
@@ -80,7 +81,7 @@ def detect_neurons(
     check_general_ratio(general_ratio)
     ffns = _check_model(model)
     stacks = _stacks(model, ffns)
-    check_num_layers(num_layers, min(map(len, stacks.values())))
+    check_num_layers(num_layers, min(Counter(stacks).values()))
 
     texts = {language: list(sentences[language]) for language in sentences}
     batcher = Batcher(model, tokenizer, batch_size, max_length)
@@ -94,7 +95,7 @@ def detect_neurons(
         }
         sums = _sentence_awareness(model, ffns, stacks, batches, bar)
 
-    changes = {pair: _changes_by_layer(activations[pair], stacks) for pair in pairs}
+    changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
     _check_finite(activations, sums, ffns)
     neurons = tuple(
         _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
@@ -111,7 +112,7 @@ def detect_neurons(
     base = fingerprint(model)
     return NeuronMap(
         languages=tuple(texts),
-        pair_layers={str(pair): _layers_of(activations[pair], stacks, num_layers) for pair in pairs},
+        pair_layers={str(pair): layers_in_stacks(changes[pair], stacks, num_layers) for pair in pairs},
         layer_changes={str(pair): changes[pair] for pair in pairs},
         neurons=neurons,
         width=ffns[0].width,
@@ -121,21 +122,16 @@ def detect_neurons(
     )
 
 
-def _stacks(model: nn.Module, ffns: list[FFN]) -> dict[str, list[int]]:
-    """Indices of the FFNs in the decoder and, where there is one, in the encoder."""
-    if not is_encoder_decoder(model):
-        return {"decoder": list(range(len(ffns)))}
-    inside = set(model.get_encoder().modules())  # type: ignore[operator]
-    stacks: dict[str, list[int]] = {"encoder": [], "decoder": []}
-    for index, ffn in enumerate(ffns):
-        stacks["encoder" if ffn.module in inside else "decoder"].append(index)
-    return stacks
+def _stacks(model: nn.Module, ffns: list[FFN]) -> list[str]:
+    """For every FFN, `decoder` or `encoder`."""
+    inside = set(model.get_encoder().modules()) if is_encoder_decoder(model) else set()  # type: ignore[operator]
+    return ["encoder" if ffn.module in inside else "decoder" for ffn in ffns]
 
 
 def _pair_activations(
     model: nn.Module,
     ffns: list[FFN],
-    stacks: Mapping[str, list[int]],
+    stacks: list[str],
     batches: list[Batch],
     statistic: ActivationStatistic,
     bar: tqdm,
@@ -143,11 +139,10 @@ def _pair_activations(
     """A_{i,n} for the translations of one pair (eq. 1): (layers, N)."""
     collected: list[list[torch.Tensor]] = [[] for _ in ffns]
     extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
-    stack_of = {index: stack for stack, indices in stacks.items() for index in indices}
     for passes, batch in enumerate(batches, start=1):
 
         def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch) -> None:
-            mask = batch.masks[stack_of[layer]]
+            mask = batch.masks[stacks[layer]]
             shaped = hidden.reshape(*mask.shape, hidden.shape[-1])
             collected[layer].append(mean_activation(shaped, mask.to(hidden.device), statistic).cpu())
 
@@ -158,38 +153,18 @@ def _pair_activations(
     return torch.stack([torch.cat(layer) for layer in collected])
 
 
-def _changes_by_layer(activations: torch.Tensor, stacks: Mapping[str, list[int]]) -> tuple[float | None, ...]:
-    """D_i (eq. 2) for every FFN but the model's last; None for one without a successor in its stack."""
-    found: list[float | None] = [None] * len(activations)
-    for indices in stacks.values():
-        for index, change in zip(indices, layer_changes(activations[indices]).tolist(), strict=False):
-            found[index] = change
-    return tuple(found[:-1])
-
-
-def _layers_of(activations: torch.Tensor, stacks: Mapping[str, list[int]], num_layers: int) -> tuple[int, ...]:
-    """The relevant layers of every stack (eq. 2)."""
-    chosen = [
-        indices[place]
-        for indices in stacks.values()
-        for place in relevant_layers(layer_changes(activations[indices]), num_layers)
-    ]
-    return tuple(sorted(chosen))
-
-
 LanguageStatistics = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 """For every language, per layer: means over its tokens of Phi (eq. 4), dL/dh and |h|, each (p,)."""
 
 
 def _sentence_awareness(
-    model: nn.Module, ffns: list[FFN], stacks: Mapping[str, list[int]], batches: list[Batch], bar: tqdm
+    model: nn.Module, ffns: list[FFN], stacks: list[str], batches: list[Batch], bar: tqdm
 ) -> LanguageStatistics:
     """Statistics of every language, from one forward and backward pass per batch.
 
     L is the mean loss over all tokens predicted from a language's sentences (in an encoder) or in them (in a decoder).
     Summing the loss in every batch and dividing at the end makes the result independent of the batches.
     """
-    stack_of = {index: stack for stack, indices in stacks.items() for index in indices}
     sums: dict[tuple[str, int], AwarenessSum] = {}
     tokens: Counter[tuple[str, str]] = Counter()
     predicted: Counter[tuple[str, str]] = Counter()
@@ -197,7 +172,7 @@ def _sentence_awareness(
         seen: list[list[bool]] = [[] for _ in ffns]
 
         def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch, seen: list[list[bool]] = seen) -> None:
-            stack = stack_of[layer]
+            stack = stacks[layer]
             key = (batch.languages[stack], layer)
             store = sums.setdefault(key, AwarenessSum(hidden.shape[-1], hidden.device))
             mask, activation = batch.masks[stack].to(hidden.device), hidden.detach()
@@ -220,7 +195,7 @@ def _sentence_awareness(
         bar.update()
 
     def means(language: str, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        store, key = sums[language, layer], (language, stack_of[layer])
+        store, key = sums[language, layer], (language, stacks[layer])
         scale = predicted[key] * tokens[key]
         statistics = (store.awareness / scale, store.gradient / scale, store.abs_activation / tokens[key])
         return tuple(statistic.cpu() for statistic in statistics)  # type: ignore[return-value]

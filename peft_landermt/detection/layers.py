@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +52,36 @@ def relevant_layers(changes: torch.Tensor, num_layers: int) -> list[int]:
     """
     order = torch.sort(changes, descending=True, stable=True).indices.tolist()
     return sorted([*order, changes.shape[0]][:num_layers])
+
+
+def changes_in_stacks(activations: torch.Tensor, stacks: Sequence[str]) -> tuple[float | None, ...]:
+    """D_i (eq. 2) of every FFN but the model's last; None for one without a successor in its stack.
+
+    Args:
+        activations: (layers, N); A_{i,n} over N prompts.
+        stacks: For every layer, the stack that it is in.
+    """
+    found: list[float | None] = [None] * len(stacks)
+    for indices in _by_stack(stacks):
+        for index, change in zip(indices, layer_changes(activations[indices]).tolist(), strict=False):
+            found[index] = change
+    return tuple(found[:-1])
+
+
+def layers_in_stacks(changes: Sequence[float | None], stacks: Sequence[str], num_layers: int) -> tuple[int, ...]:
+    """The relevant layers of every stack, ascending (eq. 2), from the changes of all layers."""
+    chosen = [
+        indices[place]
+        for indices in _by_stack(stacks)
+        for place in relevant_layers(
+            torch.tensor([changes[index] for index in indices[:-1]], dtype=torch.float64), num_layers
+        )
+    ]
+    return tuple(sorted(chosen))
+
+
+def _by_stack(stacks: Sequence[str]) -> list[list[int]]:
+    return [[index for index, of in enumerate(stacks) if of == stack] for stack in dict.fromkeys(stacks)]
 
 
 def check_num_layers(num_layers: int, available: int) -> int:

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import CorpusError
 from ..language_pair import parse_pair
+from ..padding import IGNORED, pad_rows, padding_id
 from ..seq2seq import encode_source, encode_target
 from .templates import TEMPLATES, build_prompt, choose_template
-
-IGNORED = -100
-"""Label of positions that the loss leaves out."""
 
 
 @dataclass
@@ -59,29 +56,16 @@ class TranslationCollator:
         return {**tensors, "language_pairs": [str(row["language_pair"]) for row in rows]}
 
     def _continuations(self, encoded: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        length = max(len(prompt) + len(target) for prompt, target in encoded)
-        input_ids = torch.full((len(encoded), length), self._pad)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
-        for index, (prompt, target) in enumerate(encoded):
-            input_ids[index, length - len(prompt) - len(target) :] = torch.tensor(prompt + target)
-            attention_mask[index, length - len(prompt) - len(target) :] = 1
-            labels[index, length - len(target) :] = torch.tensor(target)
+        rows = [prompt + target for prompt, target in encoded]
+        input_ids, attention_mask = pad_rows(rows, padding_id(self.tokenizer), "left")
+        labels, _ = pad_rows([[IGNORED] * len(prompt) + target for prompt, target in encoded], IGNORED, "left")
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def _translations(self, encoded: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        sources, targets = ([torch.tensor(ids) for ids in side] for side in zip(*encoded, strict=True))
-        masks = [torch.ones_like(ids) for ids in sources]
-        return {
-            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self._pad),
-            "attention_mask": pad_sequence(masks, batch_first=True),
-            "labels": pad_sequence(targets, batch_first=True, padding_value=IGNORED),
-        }
-
-    @property
-    def _pad(self) -> int:
-        known = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if known is None else known
+        sources, targets = zip(*encoded, strict=True)
+        input_ids, attention_mask = pad_rows(sources, padding_id(self.tokenizer))
+        labels, _ = pad_rows(targets, IGNORED)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Token ids of a row's prompt, or of its source, and of its translation with the end-of-sentence token."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import CorpusError
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
+from ..padding import pad_rows, padding_id
 from ..seq2seq import encode_source, generation_start, is_encoder_decoder
 from .models import evaluating, routed_pairs
 from .templates import build_prompt
@@ -144,16 +144,16 @@ def _translate_batch(
     if max_new_tokens is None:
         max_new_tokens = 16 + 2 * max(len(tokenizer(source)["input_ids"]) for source in sources)
     routing = {"language_pairs": [str(pair)] * len(sources)} if routed_pairs(model) else {}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_id(tokenizer)
     if is_encoder_decoder(model):
         encoded = [encode_source(tokenizer, source, pair, template=template) for source in sources]
         start: dict[str, Any] = dict(generation_start(tokenizer, pair))
         first = 2 if "forced_bos_token_id" in start else 1  # the decoder's own start, then the language
-        ids, mask = _padded(encoded, pad, left=False)
+        ids, mask = pad_rows(encoded, pad)
     else:
         prompt = TRANSLATION_PROMPT if template is None else template
         encoded = [tokenizer(build_prompt(source, str(pair), prompt))["input_ids"] for source in sources]
-        ids, mask = _padded(encoded, pad, left=True)
+        ids, mask = pad_rows(encoded, pad, "left")
         first = ids.shape[1]
         start = {"stopping_criteria": StoppingCriteriaList([_StopAtLineEnd(tokenizer, first)])}
     device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
@@ -176,12 +176,3 @@ def _translate_batch(
         num_runaway += not ended and not line_end and len(row) >= max_new_tokens
         lines.append(line.strip())
     return lines, num_runaway
-
-
-def _padded(encoded: list[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, int64 (B, T)."""
-    side = "left" if left else "right"
-    rows = [torch.tensor(ids) for ids in encoded]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
-    return ids, mask

@@ -11,8 +11,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
+from ..padding import IGNORED
 from ..seq2seq import is_encoder_decoder
-from .collator import IGNORED, TranslationCollator
+from .collator import TranslationCollator
 from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full
 from .scoring import evaluate_translation
 

@@ -22,7 +22,7 @@ from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.errors import ArchitectureError
 from peft_landermt.ffn import find_ffns
 
-from ..conftest import PAIRS, SENTENCES, VOCABULARY
+from ..conftest import DECODER_SIZES, PAIRS, SENTENCES, VOCABULARY
 from .helpers import adapt, ids, lander_layers, logits, neuron_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -115,19 +115,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mT5": t5_like("MT5", "wi_0 wi_1"),
 }
 ENCODER_DECODERS = ("NLLB, M2M100", "mBART", "Marian", "T5", "T5 v1.1, MADLAD", "mT5")
-_COMMON = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 _DROPOUT = (
     "dropout",
     "attention_dropout",
@@ -150,7 +137,7 @@ _ALIASES = {
 def tiny(name: str) -> PreTrainedModel:
     architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
-    options = {**_COMMON, **dict.fromkeys(_DROPOUT, 0.0), **dict(architecture.options)}
+    options = {**DECODER_SIZES, **dict.fromkeys(_DROPOUT, 0.0), **dict(architecture.options)}
     for known, others in _ALIASES.items():
         for other in others if known in options else ():
             options.pop(other, None)
@@ -437,7 +424,7 @@ EXPERTS = {
 
 def build_mixture(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**_COMMON, **EXPERTS[kind])
+    config = getattr(transformers, f"{kind}Config")(**DECODER_SIZES, **EXPERTS[kind])
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
