@@ -1,10 +1,10 @@
 .PHONY: test behaviours quality style slow bench
 
 test:  ## what CI runs
-	pytest
+	pytest -n auto
 
 slow:  ## tests on the real base model, and all other slow ones
-	pytest -m "slow or not slow"
+	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow"
 
 behaviours:  ## the table of PEFT behaviours by architecture
 	pytest tests/tuner/test_behaviours.py --behaviours -q

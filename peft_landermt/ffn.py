@@ -2,16 +2,18 @@
 
 A neuron of an FFN is row i of every input projection, its activation h_i, and column i of the output projection.
 Which child modules are the projections is data: one row of `FFN_LAYOUTS` per naming convention. A module whose
-children match no row is recognised by the shapes of its linear layers, if these leave no doubt.
+children match no row is recognised by the shapes of its linear layers, if these leave no doubt; where they do, the
+user names the layout.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +31,36 @@ class FFNLayout:
 
     inputs: tuple[str, ...]
     output: str
-    used_by: str
+    used_by: str = ""
     fused: int = 1
+
+    @classmethod
+    def from_dict(cls, value: Any) -> FFNLayout:
+        """Read a layout that a user named, such as `{"inputs": ["w1", "w3"], "output": "w2"}`.
+
+        Raises:
+            ArchitectureError: If it is no such dictionary.
+        """
+        named = dict(value) if isinstance(value, Mapping) else {}
+        inputs, output, fused = named.pop("inputs", None), named.pop("output", None), named.pop("fused", 1)
+        names = [*inputs, output] if isinstance(inputs, (list, tuple)) else []
+        distinct = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 1
+        if named or not distinct or fused not in (1, 2):
+            raise ArchitectureError(
+                "ffn_layout",
+                value,
+                'must name child modules of the FFN, as {"inputs": ["w1", "w3"], "output": "w2"} does; "fused": 2 '
+                "says that one input projection stacks the rows of gate and up projection.",
+            )
+        return cls(tuple(inputs), output, fused=fused)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that `from_dict` reads, and JSON can hold."""
+        return {
+            "inputs": list(self.inputs),
+            "output": self.output,
+            **({"fused": self.fused} if self.fused > 1 else {}),
+        }
 
 
 FFN_LAYOUTS: tuple[FFNLayout, ...] = (
@@ -128,13 +158,16 @@ def is_plain_linear(module: nn.Module) -> bool:
     return plain and not hooked and has_dense_weight(module)
 
 
-def recognise(module: nn.Module, name: str = "") -> FFN | None:
+def recognise(module: nn.Module, name: str = "", layout: FFNLayout | None = None) -> FFN | None:
     """Describe `module` as an FFN, or return None if it is not one.
 
     Args:
         module: Any module; only its direct children are looked at.
         name: Its name in the model, kept in the result.
+        layout: The only layout to look for; all of `FFN_LAYOUTS`, and shapes, by default.
     """
+    if layout is not None:
+        return _recognise_by_name(module, name, (layout,))
     return _recognise_by_name(module, name) or _recognise_by_shape(module, name)
 
 
@@ -142,9 +175,9 @@ def _linear_children(module: nn.Module) -> dict[str, tuple[int, int]]:
     return {key: shape for key, child in module.named_children() if (shape := features(child)) is not None}
 
 
-def _recognise_by_name(module: nn.Module, name: str) -> FFN | None:
+def _recognise_by_name(module: nn.Module, name: str, layouts: Sequence[FFNLayout] = FFN_LAYOUTS) -> FFN | None:
     linear = _linear_children(module)
-    for layout in FFN_LAYOUTS:
+    for layout in layouts:
         if layout.output in linear and all(key in linear for key in layout.inputs):
             neurons, width = linear[layout.output]
             if all(linear[key] == (width, layout.fused * neurons) for key in layout.inputs):
@@ -168,14 +201,15 @@ def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
     return FFN(name, module, inputs, outputs[0], width, neurons)
 
 
-def iterate_ffns(model: nn.Module) -> Iterator[FFN]:
+def iterate_ffns(model: nn.Module, layout: FFNLayout | None = None) -> Iterator[FFN]:
     """All FFNs of a model in the order of its modules.
 
     Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
     """
     modules = [(name, module) for name, module in model.named_modules() if name]
-    named = [ffn for name, module in modules if (ffn := _recognise_by_name(module, name)) is not None]
-    if named:
+    layouts = FFN_LAYOUTS if layout is None else (layout,)
+    named = [ffn for name, module in modules if (ffn := _recognise_by_name(module, name, layouts)) is not None]
+    if named or layout is not None:
         yield from named
         return
     for name, module in modules:
@@ -183,11 +217,15 @@ def iterate_ffns(model: nn.Module) -> Iterator[FFN]:
             yield ffn
 
 
-def find_ffns(model: nn.Module) -> list[FFN]:
+def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
     """All FFNs of a model, first layer first.
 
+    Args:
+        model: The base model.
+        layout: The only layout to look for, where the user has named one.
+
     Raises:
-        ArchitectureError: If there is none, or some of them are mixtures of experts.
+        ArchitectureError: If there is none, or shapes leave a doubt, or some are mixtures of experts.
     """
     for name, _ in model.named_modules():
         if name.rpartition(".")[2] == EXPERTS:
@@ -198,16 +236,44 @@ def find_ffns(model: nn.Module) -> list[FFN]:
                 "are routed to it, and transformers reads the weights without a call. target_modules may name the "
                 "dense FFNs beside it.",
             )
-    ffns = list(iterate_ffns(model))
-    if not ffns:
-        rows = "; ".join(f"{'+'.join(layout.inputs)} and {layout.output}" for layout in FFN_LAYOUTS)
+    ffns = list(iterate_ffns(model, layout))
+    by_shape = layout is None and any(_recognise_by_name(ffn.module, ffn.name) is None for ffn in ffns)
+    if by_shape and len({ffn.projections for ffn in ffns}) > 1:
+        problem = "FFNs of several forms were found by their shapes"
+    elif not ffns:
+        problem = "no FFN was recognised in it" if layout is None else f"no FFN with {layout.to_dict()} is in it"
+    else:
+        return ffns
+    candidates = list(_candidates(model))
+    if candidates:
         raise ArchitectureError(
             "model",
             type(model).__name__,
-            f"no FFN was recognised in it. An FFN is a module with these projections as direct children: {rows}; "
-            "or one or two linear layers d→p and one p→d. Pass the transformers model itself, without adapters.",
+            f"{problem}. Say which it is with ffn_layout, in detect_neurons or LanderConfig: "
+            f"{' or '.join(candidates)}.",
         )
-    return ffns
+    rows = "; ".join(f"{'+'.join(row.inputs)} and {row.output}" for row in FFN_LAYOUTS)
+    raise ArchitectureError(
+        "model",
+        type(model).__name__,
+        f"{problem}. An FFN is a module with these projections as direct children: {rows}; or linear layers d→p and "
+        "one p→d. Pass the transformers model itself, without adapters.",
+    )
+
+
+def _candidates(model: nn.Module) -> Iterator[str]:
+    """Every layout that shapes allow, once, with the first module that has it; the largest number of neurons first."""
+    found: dict[FFNLayout, tuple[int, str]] = {}
+    for name, module in model.named_modules():
+        linear = _linear_children(module)
+        for output, (neurons, width) in linear.items():
+            for fused in (1, 2):
+                fitting = (width, fused * neurons)
+                inputs = tuple(key for key, shape in linear.items() if key != output and shape == fitting)
+                if inputs and neurons != width:
+                    found.setdefault(FFNLayout(inputs, output, fused=fused), (neurons, name or type(module).__name__))
+    for layout, (neurons, name) in sorted(found.items(), key=lambda item: -item[1][0]):
+        yield f"{layout.to_dict()} ({name}, p={neurons})"
 
 
 def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
@@ -244,17 +310,18 @@ def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
             )
 
 
-def fingerprint(model: nn.Module) -> str | None:
+def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None:
     """Identify a base model by a sample of its FFN weights: 16 hexadecimal digits.
 
-    Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16.
+    Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16. `layout` is as in
+    `find_ffns`.
 
     Returns:
         None where weights cannot be read as floating-point numbers (quantized, split, offloaded), or there are no
         FFNs.
     """
     digest = hashlib.sha256()
-    ffns = list(iterate_ffns(model))
+    ffns = list(iterate_ffns(model, layout))
     for ffn in ffns:
         for key in ffn.projections:
             layer = ffn.module.get_submodule(key)

@@ -231,6 +231,64 @@ def test_no_ffn(model: nn.Module) -> None:
         find_ffns(model)
 
 
+def test_every_candidate_is_named_once() -> None:
+    """Most neurons first; a second module of the same form adds nothing."""
+    shapes = {"a": (D, P), "b": (D, 2 * P), "out": (P, D), "back": (P, D), "square": (D, D)}
+    model = nn.ModuleDict({"first": Children(**shapes), "second": Children(**shapes)})
+    with pytest.raises(ArchitectureError) as error:
+        find_ffns(model)
+    candidates = [
+        f"{{'inputs': ['{inputs}'], 'output': '{output}'{fused}}} (first, p={P})"
+        for output in ("out", "back")
+        for inputs, fused in (("a", ""), ("b", ", 'fused': 2"))
+    ]
+    candidates.append(f"{{'inputs': ['out', 'back'], 'output': 'a'}} (first, p={D})")
+    assert error.value.remedy.endswith(f"LanderConfig: {' or '.join(candidates)}.")
+    chosen = find_ffns(model, FFNLayout(("b",), "back", fused=2))
+    assert [(ffn.name, ffn.inputs, ffn.output, ffn.neurons, ffn.fused) for ffn in chosen] == [
+        (name, ("b",), "back", P, 2) for name in ("first", "second")
+    ]
+
+
+def test_several_forms_found_by_shape_are_ambiguous() -> None:
+    """A bottleneck that no name tells from an FFN."""
+    forms = {"ffn": Children(w1=(D, P), w2=(P, D)), "bottleneck": Children(up=(4, D), down=(D, 4), x=(D, D))}
+    assert [ffn.name for ffn in find_ffns(nn.ModuleDict(forms))] == ["ffn"]
+    forms["other"] = Children(into=(D, 2 * P), out=(2 * P, D))
+    with pytest.raises(ArchitectureError, match=r"several forms .*'into'\], 'output': 'out'\} \(other.*\(ffn, p="):
+        find_ffns(nn.ModuleDict(forms))
+    assert [ffn.name for ffn in find_ffns(nn.ModuleDict(forms), FFNLayout(("w1",), "w2"))] == ["ffn"]
+
+
+def test_a_layout_that_the_model_has_not() -> None:
+    model = nn.ModuleDict({"mlp": Children(gate_proj=(D, P), up_proj=(D, P), down_proj=(P, D))})
+    with pytest.raises(ArchitectureError, match=r"no FFN with .*'w1'.* is in it.*'gate_proj', 'up_proj'"):
+        find_ffns(model, FFNLayout(("w1",), "w2"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "w1", {}, {"inputs": ["w1"]}, {"output": "w2"}, {"inputs": "w1", "output": "w2"},
+        {"inputs": [], "output": "w2"}, {"inputs": ["w1", "w1"], "output": "w2"},
+        {"inputs": ["w2"], "output": "w2"}, {"inputs": [1], "output": "w2"},
+        {"inputs": ["w1"], "output": "w2", "fused": 3}, {"inputs": ["w1"], "output": "w2", "more": 1},
+        {"inputs": [["w1"]], "output": "w2"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_malformed_layouts(value: Any) -> None:
+    with pytest.raises(ArchitectureError, match=r"ffn_layout=.*: must name child modules of the FFN, as"):
+        FFNLayout.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"inputs": ["w1", "w3"], "output": "w2"}, {"inputs": ["w"], "output": "v", "fused": 2}]
+)
+def test_layouts_as_dictionaries(value: dict[str, Any]) -> None:
+    assert FFNLayout.from_dict(value).to_dict() == value
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from ..detection import detect_neurons
@@ -39,6 +40,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
     parser.add_argument("--activation-statistic", choices=("mean", "mean_abs"), default="mean")
     parser.add_argument("--no-normalize-awareness", dest="normalize_awareness", action="store_false")
+    parser.add_argument(
+        "--ffn-layout",
+        type=json.loads,
+        metavar="JSON",
+        help='projections of FFNs that are not recognised, such as \'{"inputs": ["w1", "w3"], "output": "w2"}\'',
+    )
     parser.set_defaults(run=run)
 
 
@@ -58,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         activation_statistic=options.activation_statistic,
         normalize_awareness=options.normalize_awareness,
+        ffn_layout=options.ffn_layout,
     )
     neuron_map.save(options.output)
     print_neuron_map(neuron_map)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
-from ..ffn import FFN, check_addressable, device_and_dtype, find_ffns, fingerprint
+from ..ffn import FFN, FFNLayout, check_addressable, device_and_dtype, find_ffns, fingerprint
 from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
@@ -43,6 +43,7 @@ def detect_neurons(
     activation_statistic: ActivationStatistic = "mean",
     normalize_awareness: bool = True,
     progress: bool = True,
+    ffn_layout: Mapping[str, Any] | None = None,
 ) -> NeuronMap:
     """Find the layers and neurons of every language pair (eq. 1 to 5).
 
@@ -64,6 +65,8 @@ def detect_neurons(
         normalize_awareness: Whether Phi of every language is scaled to sum 1 per layer before eq. 5; the paper does
             not, but then a language with larger gradients owns most specific neurons.
         progress: Whether to show a progress bar.
+        ffn_layout: Names of the projections of FFNs that are not recognised, such as
+            `{"inputs": ["w1", "w3"], "output": "w2"}`; the map hands it to `LanderConfig`.
 
     Returns:
         The neuron map, on the CPU.
@@ -72,14 +75,15 @@ def detect_neurons(
         LanguagePairError: A code is malformed, or a pair's language has no sentences.
         CorpusError: Numbers of sentences differ, or a sentence is empty.
         DetectionError: An option is out of range, or a statistic is NaN or infinite.
-        ArchitectureError: The model has no recognisable FFN, has adapters, or no language-model head; layers share an
-            FFN, or its weights are split over processes or not loaded.
+        ArchitectureError: The model has no FFN that is recognised or named, or has adapters, or no language-model
+            head; layers share an FFN, or its weights are split over processes or not loaded.
     """
     pairs = parse_pairs(language_pairs)
     _check_sentences(sentences, pairs)
     _check_options(activation_statistic, batch_size, max_length)
     check_general_ratio(general_ratio)
-    ffns = _check_model(model)
+    layout = None if ffn_layout is None else FFNLayout.from_dict(ffn_layout)
+    ffns = _check_model(model, layout)
     stacks = _stacks(model, ffns)
     check_num_layers(num_layers, min(Counter(stacks).values()))
 
@@ -108,8 +112,9 @@ def detect_neurons(
         "normalize_awareness": normalize_awareness,
         "max_length": max_length,
         "num_sentences": len(next(iter(texts.values()))),
+        "ffn_layout": None if layout is None else layout.to_dict(),
     }
-    base = fingerprint(model)
+    base = fingerprint(model, layout)
     return NeuronMap(
         languages=tuple(texts),
         pair_layers={str(pair): layers_in_stacks(changes[pair], stacks, num_layers) for pair in pairs},
@@ -246,12 +251,12 @@ def _check_options(activation_statistic: str, batch_size: int, max_length: int) 
             raise DetectionError(name, value, f"must be an integer of at least {least}.")
 
 
-def _check_model(model: nn.Module) -> list[FFN]:
+def _check_model(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
     if any(isinstance(module, (BaseTunerLayer, PeftModel)) for module in model.modules()):
         raise ArchitectureError(
             "model", type(model).__name__, "it has adapters; detect on the base model, before get_peft_model."
         )
-    ffns = find_ffns(model)
+    ffns = find_ffns(model, layout)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise ArchitectureError(

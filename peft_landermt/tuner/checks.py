@@ -59,7 +59,8 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("a string", lambda value: value is None or _is_str(value)),
     ),
     **dict.fromkeys(
-        ("neuron_counts", "auto_mapping"), ("a mapping", lambda value: value is None or isinstance(value, dict))
+        ("neuron_counts", "auto_mapping", "ffn_layout"),
+        ("a mapping", lambda value: value is None or isinstance(value, dict)),
     ),
 }
 

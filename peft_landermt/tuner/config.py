@@ -13,6 +13,7 @@ from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 
 from ..errors import ConfigError, UnknownOptionError
+from ..ffn import FFNLayout
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
 from .card import write_model_card
@@ -52,6 +53,10 @@ class LanderConfig(PeftConfig):
             Indices of the layers to adapt; only without a neuron map.
         layers_pattern (`list[str]` or `str`, *optional*):
             Name of the module list that `layers_to_transform` counts in, where it is not a common one.
+        ffn_layout (`dict`, *optional*):
+            For FFNs that are not recognised: the names of their projections, such as
+            `{"inputs": ["w1", "w3"], "output": "w2"}`, with `"fused": 2` where one input projection stacks the rows
+            of gate and up projection. Only modules with these are FFNs then. Filled from the neuron map.
         modules_to_save (`list[str]`, *optional*):
             Other modules that are trained and saved whole.
         init_weights (`bool`):
@@ -87,6 +92,7 @@ class LanderConfig(PeftConfig):
             Version of the adapter format.
 
     Raises:
+        ArchitectureError: `ffn_layout` is no layout.
         ConfigError: An option is unknown, or options contradict each other.
         LanguagePairError: A pair is malformed or not in the neuron map.
         NeuronMapError: The neuron map's file is missing or damaged.
@@ -98,6 +104,7 @@ class LanderConfig(PeftConfig):
     exclude_modules: list[str] | set[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    ffn_layout: dict[str, Any] | None = None
     modules_to_save: list[str] | None = None
     init_weights: bool = True
     car: CarMode = "off"
@@ -183,6 +190,11 @@ class LanderConfig(PeftConfig):
         return cls(**{**literal, **options})
 
     @property
+    def layout(self) -> FFNLayout | None:
+        """`ffn_layout`, read."""
+        return None if self.ffn_layout is None else FFNLayout.from_dict(self.ffn_layout)
+
+    @property
     def has_neuron_map(self) -> bool:
         """Whether the adapter was made with a neuron map."""
         return self.neuron_counts is not None
@@ -201,6 +213,8 @@ class LanderConfig(PeftConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(allowed)}.")
+        if self.ffn_layout is not None:
+            self.ffn_layout = FFNLayout.from_dict(self.ffn_layout).to_dict()
         if self.save_dtype not in (None, "fp32", "bf16"):
             raise ConfigError("save_dtype", self.save_dtype, "must be 'fp32' or 'bf16', or None for that of the base.")
         for name in ("target_modules", "exclude_modules"):
@@ -245,6 +259,10 @@ class LanderConfig(PeftConfig):
     def _read_neuron_map(self, neuron_map: NeuronMap) -> None:
         pairs = neuron_map.for_pairs(self.language_pairs)
         self.language_pairs = [str(pair) for pair in pairs]
+        detected = neuron_map.options.get("ffn_layout")
+        if self.ffn_layout not in (None, detected):
+            raise ConfigError("ffn_layout", self.ffn_layout, f"the neuron map has {detected}; leave it out.")
+        self.ffn_layout = detected
         self.neuron_map_signature = neuron_map.signature
         self.base_fingerprint = neuron_map.fingerprint
         self.neuron_counts = {}

@@ -65,7 +65,7 @@ class LanderModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: LanderConfig, model_config: dict[str, Any]) -> LanderConfig:
         # The config stays as the caller made it; default targets are kept here.
         if peft_config.target_modules is None and peft_config.neuron_counts is None:
-            self.__dict__["default_targets"] = default_targets(self.model)
+            self.__dict__["default_targets"] = default_targets(self.model, peft_config.layout)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
@@ -93,7 +93,7 @@ class LanderModel(BaseTuner):
         for key, module in model.named_modules():
             inside_adapter = ".base_layer" in key or ".lander_" in key
             if not inside_adapter and self._check_target_module_exists(peft_config, key):
-                ffn = as_ffn(module, key)
+                ffn = as_ffn(module, key, peft_config.layout)
                 check_options(peft_config, ffn)
                 fresh += [ffn] if ffn.module is module else []
         check_addressable(model, fresh)
@@ -114,7 +114,9 @@ class LanderModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, LanderFFN) else LanderFFN(as_ffn(target, current_key), self.routing)
+        layer = target
+        if not isinstance(layer, LanderFFN):
+            layer = LanderFFN(as_ffn(target, current_key, peft_config.layout), self.routing)
         counts = (peft_config.neuron_counts or {}).get(current_key)
         neuron_map = peft_config.neuron_map if isinstance(peft_config.neuron_map, NeuronMap) else None
         self.routing.pairs[adapter_name] = tuple(peft_config.language_pairs or ())

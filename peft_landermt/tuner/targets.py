@@ -6,16 +6,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
-from ..ffn import EXPERTS, FFN, find_ffns, fingerprint, recognise
+from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, fingerprint, recognise
 from ..neuron_map import NeuronMap
 from .config import LanderConfig
 from .layer import LanderFFN
 
 
-def default_targets(model: nn.Module) -> set[str]:
+def default_targets(model: nn.Module, layout: FFNLayout | None = None) -> set[str]:
     """Last name segments of the model's FFNs; full names where other modules have the same segment, and where the
     FFN's projections sit on the decoder layer, whose last segment is a number."""
-    ffns = find_ffns(without_adapters(model))
+    ffns = find_ffns(without_adapters(model), layout)
     names = {ffn.name for ffn in ffns}
     segments = {name.rpartition(".")[2] for name in names}
     others = {
@@ -40,32 +40,41 @@ def without_adapters(model: nn.Module) -> nn.Module:
     return view
 
 
-def as_ffn(module: nn.Module, key: str) -> FFN:
-    """Describe a target module.
+def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
+    """Describe a target module, by the layout that the user named if there is one.
 
     Raises:
-        ArchitectureError: If it is no FFN, or has adapters of another method inside.
+        ArchitectureError: If it is no FFN, or has adapters of another method, or of another layout, inside.
     """
     if isinstance(module, LanderFFN):
-        return module.ffn(key)
+        adapted = module.ffn(key)
+        here = FFNLayout(adapted.inputs, adapted.output, fused=adapted.fused)
+        if layout not in (None, here):
+            raise ArchitectureError(
+                "ffn_layout",
+                layout.to_dict(),
+                f"{key} has adapters with {here.to_dict()}; delete them first, or use theirs.",
+            )
+        return adapted
     if EXPERTS in key.split("."):
         raise ArchitectureError(
             "target_modules", key, "is a part of a mixture of experts, which LANDER does not cover; leave it out."
         )
-    ffn = recognise(module, key)
+    ffn = recognise(module, key, layout)
     children = [module.get_submodule(name) for name in ffn.projections] if ffn is not None else [module]
-    adapted = [
+    others = [
         type(part).__name__ for child in children for part in child.modules() if isinstance(part, BaseTunerLayer)
     ]
-    if adapted:
+    if others:
         raise ArchitectureError(
-            "target_modules", key, f"has adapters of another method ({adapted[0]}); merge them into the base first."
+            "target_modules", key, f"has adapters of another method ({others[0]}); merge them into the base first."
         )
     if ffn is None:
         raise ArchitectureError(
             "target_modules",
             key,
-            f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'.",
+            f"is a {type(module).__name__}, not an FFN; LANDER adapts whole FFN modules, such as 'mlp'. If it is one, "
+            "name its projections with ffn_layout.",
         )
     return ffn
 
@@ -86,7 +95,7 @@ def check_base(config: LanderConfig, model: nn.Module) -> None:
     """A neuron map made for another base shows in names or sizes."""
     modules = dict(model.named_modules())
     if isinstance(config.neuron_map, NeuronMap):
-        available = len(find_ffns(without_adapters(model)))
+        available = len(find_ffns(without_adapters(model), config.layout))
         if available != config.neuron_map.num_layers:
             raise NeuronMapError(
                 "neuron_map", f"{config.neuron_map.num_layers} FFN layers", f"the model has {available}; detect on it."
@@ -94,7 +103,7 @@ def check_base(config: LanderConfig, model: nn.Module) -> None:
     for key, counts in (config.neuron_counts or {}).items():
         if key not in modules:
             raise NeuronMapError("neuron_map", key, "the model has no such module; detect neurons on this model.")
-        ffn = as_ffn(modules[key], key)
+        ffn = as_ffn(modules[key], key, config.layout)
         for name, made_for, has in (("p", counts["neurons"], ffn.neurons), ("d", counts["width"], ffn.width)):
             if made_for != has:
                 raise NeuronMapError(
@@ -107,7 +116,7 @@ def check_fingerprint(config: LanderConfig, model: nn.Module) -> None:
         return
     if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
         raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
-    found = fingerprint(without_adapters(model))
+    found = fingerprint(without_adapters(model), config.layout)
     if found is not None and found != config.base_fingerprint:
         raise NeuronMapError(
             "base_fingerprint",

@@ -1,8 +1,10 @@
-"""Every architecture that the docs name, on a tiny random model of four FFN layers, built from its own config."""
+"""Every architecture that the docs name, on a tiny random model of four FFN layers, built from its own config; and two
+whose FFNs only the user can name."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +20,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from peft_landermt import NeuronMap, detect_neurons
-from peft_landermt.errors import ArchitectureError
-from peft_landermt.ffn import find_ffns
+from peft_landermt import LanderConfig, NeuronMap, detect_neurons
+from peft_landermt.errors import ArchitectureError, ConfigError
+from peft_landermt.ffn import FFNLayout, find_ffns
 
 from ..conftest import DECODER_SIZES, PAIRS, SENTENCES, VOCABULARY
 from .helpers import adapt, ids, lander_layers, logits, neuron_groups
@@ -40,6 +42,36 @@ class Architecture:
     output: str
     options: tuple[tuple[str, Any], ...] = ()
     fused: int = 1
+    ffn: Callable[[], nn.Module] | None = None
+    """What takes the place of the FFNs, for one that transformers does not have."""
+
+    @property
+    def ffn_layout(self) -> dict[str, Any] | None:
+        """What the user has to name."""
+        return None if self.ffn is None else FFNLayout(self.inputs, self.output, fused=self.fused).to_dict()
+
+
+class ChannelMix(nn.Module):
+    """RWKV's: beside the neurons a square projection, whose shape no rule could tell from theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.receptance, self.value = nn.Linear(32, 64), nn.Linear(32, 32), nn.Linear(64, 32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.receptance(hidden).sigmoid() * self.value(self.key(hidden).relu() ** 2)
+
+
+class FusedGate(nn.Module):
+    """xFormers' SwiGLU: d→2p and p→d, under names that say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w12, self.w3 = nn.Linear(32, 128), nn.Linear(64, 32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = self.w12(hidden).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * up)
 
 
 def decoder(
@@ -49,12 +81,13 @@ def decoder(
     config: str | None = None,
     model: str | None = None,
     fused: int = 1,
+    ffn: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> Architecture:
     *inputs, output = projections.split()
     layers = tuple(layer.format(index) for index in range(4))
     model, config = model or f"{name}ForCausalLM", config or f"{name}Config"
-    return Architecture(model, config, layers, tuple(inputs), output, tuple(options.items()), fused)
+    return Architecture(model, config, layers, tuple(inputs), output, tuple(options.items()), fused, ffn)
 
 
 def bart_like(name: str, config: str, **options: Any) -> Architecture:
@@ -113,6 +146,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "T5": t5_like("T5", "wi"),
     "T5 v1.1, MADLAD": t5_like("T5", "wi_0 wi_1", feed_forward_proj="gated-gelu"),
     "mT5": t5_like("MT5", "wi_0 wi_1"),
+    "named: RWKV's channel mix": decoder("Llama", projections="key value", ffn=ChannelMix),
+    "named: xFormers' SwiGLU": decoder("Llama", projections="w12 w3", fused=2, ffn=FusedGate),
 }
 ENCODER_DECODERS = ("NLLB, M2M100", "mBART", "Marian", "T5", "T5 v1.1, MADLAD", "mT5")
 _DROPOUT = (
@@ -142,6 +177,8 @@ def tiny(name: str) -> PreTrainedModel:
         for other in others if known in options else ():
             options.pop(other, None)
     model = getattr(transformers, architecture.model)(getattr(transformers, architecture.config)(**options))
+    for layer in architecture.layers if architecture.ffn is not None else ():
+        model.set_submodule(layer, architecture.ffn())
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
             nn.init.normal_(parameter, std=0.2)
@@ -152,7 +189,14 @@ def tiny(name: str) -> PreTrainedModel:
 def found(name: str, tokenizer: PreTrainedTokenizerFast) -> NeuronMap:
     num_layers = 1 if name in ENCODER_DECODERS else 2
     return detect_neurons(
-        tiny(name), tokenizer, SENTENCES, PAIRS, num_layers=num_layers, general_ratio=0.7, progress=False
+        tiny(name),
+        tokenizer,
+        SENTENCES,
+        PAIRS,
+        num_layers=num_layers,
+        general_ratio=0.7,
+        progress=False,
+        ffn_layout=ARCHITECTURES[name].ffn_layout,
     )
 
 
@@ -183,7 +227,8 @@ def projections(model: nn.Module, name: str, layer: int) -> tuple[list[nn.Module
 
 
 def test_ffns_are_found(name: str, base: PreTrainedModel) -> None:
-    ffns = find_ffns(base)
+    named = ARCHITECTURES[name].ffn_layout
+    ffns = find_ffns(base, named and FFNLayout.from_dict(named))
     assert len(ffns) == 4 and {ffn.width for ffn in ffns} == {32}
     for layer, ffn in enumerate(ffns):
         inputs, output = projections(base, name, layer)
@@ -411,8 +456,60 @@ def test_gradient_checkpointing(base: PreTrainedModel, neuron_map: NeuronMap, us
 def test_the_docs_name_what_is_tested_here() -> None:
     text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
     tested = " ".join(text.split("## Encoder-decoders")[0].split())
-    named = [name for name in ARCHITECTURES if name != "BLOOM, slow_but_exact"]
+    named = [name for name in ARCHITECTURES if name != "BLOOM, slow_but_exact" and not name.startswith("named: ")]
     assert [name for name in named if name not in tested] == []
+
+
+NAMED = [name for name in ARCHITECTURES if name.startswith("named: ")]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_only_the_user_can_name_is_refused_with_the_candidates(
+    name: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    layout = ARCHITECTURES[name].ffn_layout
+    message = re.escape(
+        f"Say which it is with ffn_layout, in detect_neurons or LanderConfig: {layout} (model.layers.0.mlp"
+    )
+    with pytest.raises(ArchitectureError, match=f"no FFN was recognised in it. {message}, p=64"):
+        detect_neurons(base, tokenizer, SENTENCES, PAIRS, progress=False)
+    with pytest.raises(ArchitectureError, match=message):
+        adapt(base)
+    with pytest.raises(ArchitectureError, match=r"target_modules='model\.layers\.0\.mlp'.* with ffn_layout"):
+        adapt(base, target_modules=["mlp"])
+    assert not lander_layers(base)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_layout_goes_where_the_adapter_goes(
+    name: str, base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
+) -> None:
+    """Through a saved map and a saved adapter, and without a map."""
+    neuron_map.save(tmp_path / "map.safetensors")
+    model = adapt(base, NeuronMap.load(tmp_path / "map.safetensors"))
+    layout = ARCHITECTURES[name].ffn_layout
+    assert model.peft_config["default"].ffn_layout == layout
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny(name)), str(tmp_path)).eval()
+    assert logits(loaded, ids(), language_pairs=PAIRS).equal(logits(model, ids(), language_pairs=PAIRS))
+    assert len(lander_layers(adapt(copy.deepcopy(tiny(name)), ffn_layout=layout, target_modules=["mlp"]))) == 4
+    assert len(lander_layers(adapt(copy.deepcopy(tiny(name)), ffn_layout=layout))) == 4
+
+
+def test_layouts_that_contradict_each_other(neuron_map_of_rwkv: NeuronMap) -> None:
+    other = {"inputs": ["receptance"], "output": "value"}
+    with pytest.raises(ConfigError, match=r"ffn_layout=\{'inputs': \['receptance'\].*: the neuron map has .*'key'"):
+        LanderConfig(neuron_map=neuron_map_of_rwkv, ffn_layout=other)
+    model = adapt(copy.deepcopy(tiny(NAMED[0])), neuron_map_of_rwkv)
+    with pytest.raises(
+        ArchitectureError, match=r"ffn_layout=.*receptance.*: model.layers.\d.mlp has adapters with .*key"
+    ):
+        model.add_adapter("other", LanderConfig(ffn_layout=other, target_modules=list(lander_layers(model))))
+
+
+@pytest.fixture
+def neuron_map_of_rwkv(tokenizer: PreTrainedTokenizerFast) -> NeuronMap:
+    return found(NAMED[0], tokenizer)
 
 
 EXPERTS = {
