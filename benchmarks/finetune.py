@@ -47,7 +47,11 @@ def parse_arguments() -> argparse.Namespace:
         "--search-rows", type=int, default=100, help="rows per direction for choosing among several --lr"
     )
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--accumulation", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument(
+        "--sampling", choices=("group_by_length", "random"), default="group_by_length",
+        help="which rows share a batch; alike ones need half the padding",
+    )  # fmt: skip
     parser.add_argument("--templates", type=int, default=1, help="how many of the ten prompt templates to draw from")
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score; 0 0: none")
     parser.add_argument("--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id")
@@ -126,6 +130,7 @@ def train(args: argparse.Namespace, model: Any, tokenizer: Any, rows: list[dict[
                 lr_scheduler_type="cosine",
                 warmup_steps=0.06,
                 weight_decay=0.0,
+                train_sampling_strategy=args.sampling,
                 logging_steps=10,
                 save_strategy="no",
                 report_to=[],
