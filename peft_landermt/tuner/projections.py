@@ -153,14 +153,12 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
     The sum is taken in the deltas' type and rounded once.
     """
     weight = weight_rows(layer)
+    tuned = weight
     for group in groups:
         for block in group.folded_blocks():
             neurons, delta = group.blocks.neurons(block, projection), group.blocks.rows(block, projection)
-            axis = 1 if is_output else 0
-            base = weight.index_select(axis, neurons)
-            tuned = (base.to(delta.dtype) + (delta.t() if is_output else delta)).to(weight.dtype)
-            weight = weight.index_copy(axis, neurons, tuned)
-    return weight
+            tuned = tuned.to(delta.dtype).index_add(int(is_output), neurons, delta.t() if is_output else delta)
+    return tuned.to(weight.dtype)
 
 
 def compute_type(states: torch.Tensor, delta: torch.Tensor) -> torch.dtype:
