@@ -12,16 +12,10 @@ import argparse
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from peft_landermt import LanderConfig, LanderTrainer, detect_neurons, evaluate_translation, split_adapter, translate
-from peft_landermt.demo import load_demo_base, load_demo_corpus
-
-
-def load(name: str):
-    if name == "demo":
-        return load_demo_base()
-    return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+from peft_landermt.demo import load_base, load_demo_corpus
 
 
 def main() -> float:
@@ -33,7 +27,7 @@ def main() -> float:
     args = parser.parse_args()
 
     set_seed(0)
-    base, tokenizer = load(args.model)
+    base, tokenizer = load_base(args.model)
     corpus = load_demo_corpus()
     languages = sorted({language for pair in args.pairs for language in pair.split("-")})
 
@@ -53,7 +47,7 @@ def main() -> float:
 
     # 3. one adapter for each pair, loaded into a fresh base
     folders = split_adapter(model, args.output / "pairs")
-    fresh, _ = load(args.model)
+    fresh, _ = load_base(args.model)
     adapted = PeftModel.from_pretrained(fresh, str(folders[args.pairs[0]]), adapter_name=args.pairs[0])
     for pair in args.pairs[1:]:
         adapted.load_adapter(str(folders[pair]), adapter_name=pair)

@@ -8,7 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
+
+from peft_landermt import LanderConfig
 
 from ..conftest import build_model
 
@@ -23,23 +26,41 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_adapt_two_pairs_on_a_tiny_model(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+WRITTEN = {
+    "adapt_two_pairs": ["pairs/en-de", "pairs/en-fr"],
+    "train_with_trainer": ["adapter"],
+    "train_with_sft": ["adapter"],
+    "train_with_accelerate": ["adapter"],
+}
+"""Folders that hold adapters afterwards."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_on_a_tiny_model(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_model("llama", max_position_embeddings=1024).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    options = ["--model", str(tmp_path / "model"), "--rows", "4", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["adapt_two_pairs.py", *options])
-    load("adapt_two_pairs").main()
-    for pair in ("en-de", "en-fr"):
-        assert (tmp_path / "out" / "pairs" / pair / "adapter_model.safetensors").exists()
+    options = ["--model", str(tmp_path / "model"), "--rows", "16", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    load(name).main()
+    for folder in WRITTEN[name]:
+        config = LanderConfig.from_pretrained(str(tmp_path / "out" / folder))
+        assert config.language_pairs in (["en-de"], ["en-fr"], ["en-de", "en-fr"])
+        weights = load_file(tmp_path / "out" / folder / "adapter_model.safetensors")
+        assert any(value.any() for key, value in weights.items() if key.endswith("_B")), "training moves B from zero"
 
 
 @pytest.mark.slow
-def test_adapt_two_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", WRITTEN)
+def test_on_the_real_base(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From English the base copies its source: about 6 BLEU."""
-    monkeypatch.setattr(sys, "argv", ["adapt_two_pairs.py", "--output", str(tmp_path)])
-    assert load("adapt_two_pairs").main() >= 11
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path)])
+    assert load(name).main() >= 11
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(WRITTEN)
 
 
 def test_examples_are_short() -> None:
