@@ -71,6 +71,24 @@ def read_flores(data: Path, first: int, last: int, languages: list[str]) -> dict
     return sentences
 
 
+TEST_FILES = {"newstest2014": "newstest2014.en-{}.tsv.gz", "newstest2016": "newstest2016.en-{}.tsv.gz"}
+
+
+def read_test(data: Path, name: str, pair: str, first: int, last: int) -> tuple[list[str], list[str]] | None:
+    """Lines `first` to `last` of a test set, sources and references; None where it has not this direction."""
+    source, target = pair.split("-")
+    if name == "flores":
+        texts = read_flores(data, first, last, [source, target])
+        return texts[source], texts[target]
+    path = data / "test" / TEST_FILES[name].format(target if source == "en" else source)
+    if not path.exists():
+        return None
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        cells = [line.rstrip("\n").split("\t")[:2] for line in file][first - 1 : last]
+    english, foreign = ([row[side] for row in cells] for side in (0, 1))
+    return (english, foreign) if source == "en" else (foreign, english)
+
+
 def read_training_rows(data: Path, language_pairs: list[str], rows: int) -> list[dict[str, str]]:
     """The first `rows` usable sentence pairs of every direction; all directions hold English."""
     examples = []

@@ -91,10 +91,11 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 
 
 def method_label(result: dict[str, Any]) -> str:
-    """The method; for LANDER with the learning rate of rows relative to that of factors."""
+    """The method; for LANDER with the layers of a pair and the learning rate of rows relative to that of factors."""
     if result["method"] != "lander":
         return str(result["method"])
-    return f"lander, rows at {result.get('row_lr_ratio', 1):g}"
+    layers = {**result, **result.get("detection", {})}["num_layers"]
+    return f"lander, {layers} layers, rows at {result.get('row_lr_ratio', 1):g}"
 
 
 def finetune(name: str = "finetune.jsonl") -> str:

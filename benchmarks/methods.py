@@ -1,0 +1,352 @@
+"""What is compared: the methods, how each is trained on the same rows, and how all are scored.
+
+A `Run` says what is done, a `Workbench` holds the base model and does it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from bottleneck import add_bottlenecks
+from common import read_flores, read_test, read_training_rows
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments, set_seed
+
+from peft_landermt import (
+    LanderConfig,
+    LanderTrainer,
+    NeuronMap,
+    TranslationCollator,
+    detect_neurons,
+    evaluate_translation,
+)
+from peft_landermt.demo import load_base
+from peft_landermt.translation import TEMPLATES, TranslationScores
+
+METHODS = ("zero-shot", "few-shot", "full", "adapter", "lora", "lora-ffn", "adapter-lora", "lander")
+UNTRAINED = ("zero-shot", "few-shot")
+CONTROLS = ("", "random neurons", "random layers", "middle layers")
+CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
+"""Lines of FLORES-200 devtest for neuron detection, for the learning rate and for examples in the prompt. Lines up to
+200 are never scored."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, trained on rows of some directions.
+
+    Attributes:
+        method: One of `METHODS`.
+        pairs: Directions of the training rows.
+        rows: Sentence pairs of each direction.
+        learning_rates: What the learning rate is chosen from, by the development loss after `search_rows`.
+        search_rows: Sentence pairs of each direction for that choice.
+        batch_size: Rows of a batch.
+        accumulation: Batches of an optimizer step.
+        sampling: Which rows share a batch, as in `TrainingArguments.train_sampling_strategy`.
+        epochs: Passes over the rows.
+        templates: How many of the ten prompt templates are drawn from.
+        seed: Of initial weights, order and templates; and of `control`.
+        detection: Options of `detect_neurons`.
+        options: Options of `LanderConfig`, of `LoraConfig`, or of `add_bottlenecks`.
+        row_lr_ratio: Learning rate of rows beside factors.
+        control: Something of the same size in place of what was detected; one of `CONTROLS`.
+    """
+
+    method: str
+    pairs: tuple[str, ...]
+    rows: int = 400
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    search_rows: int = 60
+    batch_size: int = 8
+    accumulation: int = 1
+    sampling: str = "group_by_length"
+    epochs: float = 1
+    templates: int = 1
+    seed: int = 0
+    detection: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    row_lr_ratio: float = 0.1
+    control: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def key(self) -> str:
+        """Identifies a run among results: runs that differ in nothing that matters to them have one key."""
+        values = self.to_dict()
+        if self.method in UNTRAINED:
+            values = {"method": self.method}
+        elif self.method not in ("lander", "lora-ffn"):
+            values.pop("detection")
+        if self.method != "lander":
+            for name in ("row_lr_ratio", "control"):
+                values.pop(name, None)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test set and the lines of it that are scored, counted from 1; a direction that it lacks is left out."""
+
+    name: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.first} to {self.last}"
+
+
+class Workbench:
+    """A base model and real corpora.
+
+    Args:
+        data: Folder with `train/`, `flores200/` and `test/`.
+        model: `demo`, a GGUF file, a folder or a Hub id.
+        dtype: Type of the base weights.
+        device: Where everything runs.
+    """
+
+    def __init__(self, data: Path, model: str = "demo", dtype: str = "float32", device: str = "cpu") -> None:
+        self.data, self.device = data, device
+        self.base, self.tokenizer = load_base(model, getattr(torch, dtype), device)
+        self._maps: dict[str, NeuronMap] = {}
+
+    def neuron_map(self, run: Run) -> NeuronMap:
+        """What detection finds for the directions of a run, or its control."""
+        key = json.dumps([run.pairs, dict(run.detection)], sort_keys=True)
+        if key not in self._maps:
+            languages = sorted({language for pair in run.pairs for language in pair.split("-")})
+            sentences = read_flores(self.data, *CALIBRATION, languages)
+            self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **run.detection)
+        return control(self._maps[key], run.control, run.seed)
+
+    def make(self, run: Run) -> Any:
+        """A fresh copy of the base with the method's adapter."""
+        set_seed(run.seed)
+        model = copy.deepcopy(self.base)
+        if run.method in ("lora", "lora-ffn", "adapter-lora"):
+            options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **run.options}
+            if run.method == "lora-ffn":
+                options["target_modules"] = self._ffn_projections(run)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+        if run.method in ("adapter", "adapter-lora"):
+            if run.method == "adapter":
+                model.requires_grad_(False)
+            add_bottlenecks(model, **(run.options if run.method == "adapter" else {}))
+        if run.method == "lander":
+            found = self.neuron_map(run)
+            config = LanderConfig(
+                task_type="CAUSAL_LM", neuron_map=found, language_pairs=list(run.pairs), **run.options
+            )
+            model = get_peft_model(model, config)
+        return model
+
+    def _ffn_projections(self, run: Run) -> str:
+        found = self.neuron_map(run)
+        layers = sorted({layer for pair in run.pairs for layer in found.layers(pair)})
+        names = "|".join(found.neurons[layer].name.replace(".", r"\.") for layer in layers)
+        return rf"({names})\.\w+"
+
+    def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> float:
+        """Train in place on the first `rows` sentence pairs of every direction; return the seconds it took."""
+        trainer = self._trainer(
+            run,
+            model,
+            train_dataset=read_training_rows(self.data, list(run.pairs), rows),
+            learning_rate=learning_rate,
+            num_train_epochs=run.epochs,
+            per_device_train_batch_size=run.batch_size,
+            gradient_accumulation_steps=run.accumulation,
+            train_sampling_strategy=run.sampling,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.06,
+            weight_decay=0.0,
+            logging_steps=10,
+            save_strategy="no",
+        )
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
+
+    @torch.no_grad()
+    def development_loss(self, run: Run, model: Any) -> float:
+        """Mean token loss on the development lines of all directions."""
+        texts = read_flores(self.data, *DEVELOPMENT, _languages(run.pairs))
+        rows = [
+            {"source": source, "target": target, "language_pair": pair}
+            for pair in run.pairs
+            for source, target in zip(*(texts[language] for language in pair.split("-")), strict=True)
+        ]
+        trainer = self._trainer(run, model, eval_dataset=rows, per_device_eval_batch_size=8)
+        return trainer.evaluate()["eval_loss"]
+
+    def _trainer(
+        self, run: Run, model: Any, train_dataset: Any = None, eval_dataset: Any = None, **arguments: Any
+    ) -> LanderTrainer:
+        templates = TEMPLATES[: run.templates] if train_dataset is not None else TEMPLATES[:1]
+        return LanderTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=tempfile.gettempdir(),  # nothing is saved
+                report_to=[],
+                seed=run.seed,
+                use_cpu=self.device == "cpu",
+                disable_tqdm=True,
+                **arguments,
+            ),
+            data_collator=TranslationCollator(self.tokenizer, templates=templates, seed=run.seed),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=self.tokenizer,
+            row_lr_ratio=run.row_lr_ratio,
+        )
+
+    def score(self, run: Run, model: Any, test: Test, pairs: tuple[str, ...]) -> dict[str, TranslationScores]:
+        """Scores of every direction that the test set has."""
+        scores = {}
+        for pair in pairs:
+            texts = read_test(self.data, test.name, pair, test.first, test.last)
+            if texts is not None:
+                template = self._few_shot_template(pair) if run.method == "few-shot" else None
+                scores[pair] = evaluate_translation(
+                    model, self.tokenizer, *texts, pair, batch_size=30, template=template
+                )
+        return scores
+
+    def _few_shot_template(self, pair: str) -> str:
+        texts = read_flores(self.data, *SHOTS, pair.split("-"))
+        examples = []
+        for source, target in zip(*(texts[language] for language in pair.split("-")), strict=True):
+            filled = TEMPLATES[0].replace("{source}", _escaped(source))
+            examples.append(f"{filled} {_escaped(target)}\n\n")
+        return "".join(examples) + TEMPLATES[0]
+
+    def execute(
+        self,
+        run: Run,
+        tests: list[Test],
+        pairs: tuple[str, ...] | None = None,
+        keep: Callable[[str, str, list[str]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Choose the learning rate, train, score.
+
+        Args:
+            run: What is done.
+            tests: Test sets.
+            pairs: Directions that are scored; those of the run by default.
+            keep: Called with the test set, the direction and the translations.
+
+        Returns:
+            The run's settings and what was measured.
+        """
+        result: dict[str, Any] = {"key": run.key, **run.to_dict()}
+        model = self.base.eval()
+        if run.method not in UNTRAINED:
+            if run.method in ("lander", "lora-ffn"):
+                result["neuron_map"] = self.neuron_map(run).signature
+            learning_rate = run.learning_rates[0]
+            if len(run.learning_rates) > 1:
+                result["search"] = {lr: self._development_loss_of(run, lr) for lr in run.learning_rates}
+                learning_rate = min(result["search"], key=result["search"].__getitem__)
+            model = self.make(run)
+            result["learning_rate"] = learning_rate
+            result["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            result["train_seconds"] = self.train(run, model, run.rows, learning_rate)
+        result["development_loss"] = self.development_loss(run, model)
+        print(f"development loss {result['development_loss']:.4f}", flush=True)
+        pairs = pairs or run.pairs
+        foreign = tuple(pair for pair in pairs if run.method == "lander" and pair not in run.pairs)
+        own = tuple(pair for pair in pairs if pair not in foreign)
+        found = {str(test): self.score(run, model, test, own) for test in tests}
+        if foreign:  # an adapter serves only its own pairs; what its weights do to others is seen when it is merged
+            model = model.merge_and_unload()
+            for test in tests:
+                found[str(test)].update(self.score(run, model, test, foreign))
+        result["scores"] = {
+            test: {pair: _row(test, pair, scores) for pair, scores in of_test.items()}
+            for test, of_test in found.items()
+        }
+        if keep is not None:
+            for test, of_test in found.items():
+                for pair, scores in of_test.items():
+                    keep(test, pair, scores.hypotheses)
+        result["perplexity"] = {language: self.perplexity(model, language) for language in _languages(pairs)}
+        return result
+
+    @torch.no_grad()
+    def perplexity(self, model: Any, language: str) -> float:
+        """Of the development lines of one language as plain text, routed as a translation into it, or from it."""
+        routed = getattr(model, "routed_language_pairs", [])
+        fitting = [pair for side in (1, 0) for pair in routed if pair.split("-")[side] == language]
+        routing = {"language_pairs": fitting[:1]} if fitting else {}
+        total, count = 0.0, 0
+        for text in read_flores(self.data, *DEVELOPMENT, [language])[language]:
+            ids = torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
+            loss = model(input_ids=ids, labels=ids, **routing).loss
+            total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
+        return math.exp(total / count)
+
+    def _development_loss_of(self, run: Run, learning_rate: float) -> float:
+        candidate = self.make(run)
+        self.train(run, candidate, run.search_rows, learning_rate)
+        loss = self.development_loss(run, candidate)
+        print(f"lr {learning_rate:g}: development loss {loss:.4f}", flush=True)
+        return loss
+
+
+def _row(test: str, pair: str, scores: TranslationScores) -> dict[str, Any]:
+    print(f"{test}, {pair}: {scores.bleu:.2f} BLEU, {scores.chrf:.2f} chrF++", flush=True)
+    return {
+        "bleu": scores.bleu,
+        "chrf": scores.chrf,
+        "empty": scores.num_empty,
+        "runaway": scores.num_runaway,
+        "signature": scores.bleu_signature,
+    }
+
+
+def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:
+    """A map with something of the same size in place of what was detected."""
+    if kind not in CONTROLS:
+        raise ValueError(f"control={kind!r}: must be one of {', '.join(map(repr, CONTROLS))}.")
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "random neurons":
+        neurons = [
+            dataclasses.replace(layer, owner=layer.owner[torch.randperm(len(layer.owner), generator=generator)])
+            for layer in found.neurons
+        ]
+        return dataclasses.replace(found, neurons=tuple(neurons), signature=f"{found.signature}|control:{kind}")
+    if kind:
+        layers = {}
+        for pair, chosen in found.pair_layers.items():
+            count, total = len(chosen), found.num_layers
+            start = (total - count) // 2
+            middle = range(start, start + count)
+            layers[pair] = tuple(middle if kind == "middle layers" else _draw(total, count, generator))
+        return dataclasses.replace(found, pair_layers=layers, signature=f"{found.signature}|control:{kind}")
+    return found
+
+
+def _draw(total: int, count: int, generator: torch.Generator) -> list[int]:
+    return sorted(torch.randperm(total, generator=generator)[:count].tolist())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _languages(pairs: tuple[str, ...]) -> list[str]:
+    return sorted({language for pair in pairs for language in pair.split("-")})

@@ -1,0 +1,223 @@
+"""What detection sees, drawn as in the paper: activations, awareness and clusters of languages.
+
+python benchmarks/paper/analysis.py --data DIR      # measures, a few minutes
+python benchmarks/paper/report.py --figures DIR     # draws; needs matplotlib and scikit-learn
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from common import provenance, read_flores
+from experiments import DIRECTIONS
+from methods import CALIBRATION, DEVELOPMENT
+from torch import nn
+
+from peft_landermt import NeuronMap, detect_neurons
+from peft_landermt.demo import load_base
+
+RESULTS = Path(__file__).parents[1] / "results" / "paper_analysis.json"
+
+
+class Tap:
+    """Keeps what enters the output projections of the FFNs that a neuron map names: h of one forward pass."""
+
+    def __init__(self, model: nn.Module, neuron_map: NeuronMap) -> None:
+        self.hidden: dict[int, torch.Tensor] = {}
+        for layer, entry in enumerate(neuron_map.neurons):
+            *_, output = [child for child in model.get_submodule(entry.name).children() if _width(child) is not None]
+            output.register_forward_pre_hook(lambda _module, args, layer=layer: self.hidden.update({layer: args[0]}))
+
+
+def _width(module: nn.Module) -> int | None:
+    return getattr(module, "out_features", getattr(module, "nf", None))
+
+
+@torch.no_grad()
+def sentence_activations(
+    model: Any, tokenizer: Any, tap: Tap, sentences: Mapping[str, list[str]], device: str
+) -> dict[str, torch.Tensor]:
+    """h of every neuron, mean over the tokens of a sentence: (sentences, layers, p) for every language."""
+    activations = {}
+    for language, texts in sentences.items():
+        rows = []
+        for text in texts:
+            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]], device=device), use_cache=False)
+            rows.append(torch.stack([tap.hidden[layer][0].float().mean(dim=0).cpu() for layer in sorted(tap.hidden)]))
+        activations[language] = torch.stack(rows)
+    return activations
+
+
+def clusters(activations: Mapping[str, torch.Tensor], neuron_map: NeuronMap) -> dict[str, Any]:
+    """Figures 12 and 13: sentences by the activations of general and of specific neurons.
+
+    The silhouette score says how well languages separate: near 1, each is a cluster of its own; near 0, they overlap.
+    It is taken over standardised activations, the picture by t-SNE.
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+
+    labels = [language for language, rows in activations.items() for _ in rows]
+    stacked = torch.cat(list(activations.values()))
+    found = {}
+    for group in ("general", "specific"):
+        parts = []
+        for layer in range(neuron_map.num_layers):
+            owner = neuron_map.neurons[layer].owner
+            parts.append(stacked[:, layer, (owner < 0) if group == "general" else (owner >= 0)])
+        features = torch.cat(parts, dim=1)
+        features = ((features - features.mean(dim=0)) / features.std(dim=0).clamp_min(1e-6)).numpy()
+        found[group] = {
+            "neurons": features.shape[1],
+            "silhouette": float(silhouette_score(features, labels)),
+            "points": TSNE(random_state=0).fit_transform(features).round(3).tolist(),
+        }
+    return {"languages": labels, **found}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    model, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
+    languages = sorted({language for pair in args.pairs for language in pair.split("-")})
+    sentences = read_flores(args.data, *CALIBRATION, languages)
+    found = detect_neurons(model, tokenizer, sentences, args.pairs)
+    raw = detect_neurons(model, tokenizer, sentences, args.pairs, normalize_awareness=False)
+    tap = Tap(model, found)
+    activations = sentence_activations(
+        model, tokenizer, tap, read_flores(args.data, *DEVELOPMENT, languages), args.device
+    )
+    layers = range(found.num_layers)
+    return {
+        "signature": found.signature,
+        "layers": {pair: found.layers(pair) for pair in args.pairs},
+        "activation": {language: rows.mean(dim=(0, 2)).tolist() for language, rows in activations.items()},
+        "change": {pair: list(found.layer_changes[pair]) for pair in args.pairs},
+        "awareness": {
+            pair: {
+                "specific": [found.awareness_sums(layer, pair)[0] for layer in layers],
+                "general": [found.awareness_sums(layer, pair)[1] for layer in layers],
+                "all": [sum(raw.awareness_sums(layer, pair)) for layer in layers],
+            }
+            for pair in args.pairs
+        },
+        "clusters": clusters(activations, found),
+    }
+
+
+def draw(results: dict[str, Any], folder: Path, experiments: Path) -> None:
+    """All figures for which there are results, as PNG and SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "peft_landermt"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(figure: Any, name: str) -> None:
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        pyplot.close(figure)
+
+    path = experiments.with_name(experiments.stem + "_analysis.json")
+    if path.exists():
+        _draw_detection(json.loads(path.read_text(encoding="utf-8")), pyplot, save)
+    for experiment, name, label in (("layers", "figure_10", "k"), ("ratio", "figure_11", "epsilon")):
+        if experiment in results:
+            _draw_sweep(results[experiment], pyplot, save, name, label)
+    if "alone" in results:
+        _draw_transfer(results["alone"], pyplot, save)
+
+
+def _draw_detection(measured: dict[str, Any], pyplot: Any, save: Any) -> None:
+    series = {
+        "figure_4": ("mean activation by language", measured["activation"]),
+        "figure_5": ("change of activation to the next layer, $D_i$", measured["change"]),
+        "figure_6": ("share of awareness, general neurons", _group(measured, "general")),
+        "figure_7": ("share of awareness, the pair's specific neurons", _group(measured, "specific")),
+        "figure_8": ("awareness, all neurons", _group(measured, "all")),
+    }
+    for name, (title, lines) in series.items():
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+        for label, values in lines.items():
+            axes.plot(range(len(values)), values, marker=".", label=label)
+        axes.set(xlabel="layer", ylabel=title, xticks=range(0, max(map(len, lines.values())), 2))
+        axes.legend(ncols=2, fontsize="small")
+        save(figure, name)
+    found = measured["clusters"]
+    for group, name in (("general", "figure_12"), ("specific", "figure_13")):
+        figure, axes = pyplot.subplots(figsize=(5, 4.4), layout="constrained")
+        for language in dict.fromkeys(found["languages"]):
+            points = [
+                point for point, of in zip(found[group]["points"], found["languages"], strict=True) if of == language
+            ]
+            axes.scatter(*zip(*points, strict=True), s=12, label=language)
+        axes.set(xticks=[], yticks=[], title=f"{group} neurons, silhouette {found[group]['silhouette']:.2f}")
+        axes.legend()
+        save(figure, name)
+
+
+def _group(measured: dict[str, Any], group: str) -> dict[str, list[float]]:
+    return {pair: sums[group] for pair, sums in measured["awareness"].items()}
+
+
+def _draw_sweep(results: dict[str, Any], pyplot: Any, save: Any, name: str, label: str) -> None:
+    """Mean BLEU on the first test set against one option."""
+    points = []
+    for key, runs in results.items():
+        scores = [row["bleu"] for run in runs for row in next(iter(run["scores"].values())).values()]
+        points.append((float(key.partition("=")[2]), sum(scores) / len(scores)))
+    figure, axes = pyplot.subplots(figsize=(4.8, 3.4), layout="constrained")
+    axes.plot(*zip(*points, strict=True), marker="o")
+    axes.set(xlabel=label, ylabel="mean BLEU")
+    save(figure, name)
+
+
+def _draw_transfer(results: dict[str, Any], pyplot: Any, save: Any) -> None:
+    """Figure 3: BLEU of every direction (columns) after tuning one (rows)."""
+    for method in ("LANDeRMT", "LoRA"):
+        rows = {
+            key.partition(", ")[2]: [row["bleu"] for row in next(iter(runs[0]["scores"].values())).values()]
+            for key, runs in results.items()
+            if key.startswith(method)
+        }
+        if rows.keys() <= {"joint"}:
+            continue
+        columns = list(next(iter(next(iter(results.values()))[0]["scores"].values())))
+        figure, axes = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
+        image = axes.imshow(list(rows.values()), cmap="viridis")
+        axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=method)
+        axes.set_xticklabels(columns, rotation=60)
+        axes.set_yticklabels(rows)
+        for y, values in enumerate(rows.values()):
+            for x, value in enumerate(values):
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white", fontsize="small")
+        figure.colorbar(image, label="BLEU")
+        save(figure, f"figure_3_{method.lower()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with flores200/")
+    parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    result = {**measure(args), "provenance": provenance()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    for group in ("general", "specific"):
+        print(f"{group}: silhouette {result['clusters'][group]['silhouette']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

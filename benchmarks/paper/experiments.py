@@ -1,0 +1,166 @@
+"""The paper's experiments: each is a list of named runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from methods import Run, Test
+
+OTHERS = ("de", "it", "fr", "ar", "zh")
+DIRECTIONS = tuple(pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en"))
+TESTS = {"newstest2016": ("en-de", "de-en"), "newstest2014": ("en-fr", "fr-en")}
+"""Test sets of WMT and the directions that they have."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        rows: Sentence pairs of each direction.
+        search_rows: Sentence pairs of each direction for choosing a learning rate.
+        seeds: One run for each.
+        pairs: Directions.
+        flores: FLORES-200 devtest lines that are scored.
+        news: Lines of newstest2014 and newstest2016 that are scored; None: neither.
+    """
+
+    rows: int = 400
+    search_rows: int = 60
+    seeds: tuple[int, ...] = (0,)
+    pairs: tuple[str, ...] = DIRECTIONS
+    flores: tuple[int, int] = (201, 260)
+    news: tuple[int, int] | None = None
+
+    @property
+    def tests(self) -> list[Test]:
+        news = [Test(name, *self.news) for name in TESTS] if self.news is not None else []
+        return [Test("flores", *self.flores), *news]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run under the name that a table gives it."""
+
+    label: str
+    run: Run
+
+
+LEARNING_RATES = {
+    "full": (1e-5, 2e-5, 5e-5),
+    "adapter": (2e-4, 5e-4, 1e-3),
+    "lora": (2e-4, 5e-4, 1e-3),
+    "lora-ffn": (5e-4, 1e-3, 2e-3),
+    "adapter-lora": (1e-4, 2e-4, 5e-4),
+}
+"""Three for each method; LANDER's are the defaults of `Run`."""
+
+PAPER = {"car": "paper", "inactive_neurons": "drop", "general_rank": None}
+LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
+ROWS_ONLY = (1e-4, 3e-4, 1e-3)
+"""Learning rates for adapters without factors."""
+
+
+def baseline(method: str, scale: Scale, **changes: Any) -> Run:
+    changes.setdefault("learning_rates", LEARNING_RATES.get(method, ()))
+    return Run(method, scale.pairs, rows=scale.rows, search_rows=scale.search_rows, **changes)
+
+
+def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
+    """LANDER with the library's defaults, but for what is named."""
+    changes: dict[str, Any] = {"detection": detection or {}, "options": options}
+    if options.get("general_rank", 16) is None:
+        changes["learning_rates"] = ROWS_ONLY
+    return Run("lander", scale.pairs, rows=scale.rows, search_rows=scale.search_rows, **changes)
+
+
+def table1(scale: Scale) -> list[Named]:
+    """Methods on all directions."""
+    return [
+        Named("0-shot", baseline("zero-shot", scale)),
+        Named("5-shot", baseline("few-shot", scale)),
+        Named("Full finetuning", baseline("full", scale)),
+        Named("Adapter", baseline("adapter", scale)),
+        Named("LoRA", baseline("lora", scale)),
+        Named("Adapter-LoRA", baseline("adapter-lora", scale)),
+        Named("LANDeRMT", lander(scale)),
+        Named("LANDeRMT, paper", lander(scale, LITERAL, **PAPER)),
+    ]
+
+
+def table2(scale: Scale) -> list[Named]:
+    """What is tuned, and whether detection matters."""
+    return [
+        Named("Layers", lander(scale, tune="layers")),
+        Named("LS", lander(scale, tune="specific")),
+        Named("LG", lander(scale, tune="general")),
+        Named("LANDeRMT", lander(scale)),
+        Named("random neurons", replace(lander(scale), control="random neurons")),
+        Named("random layers", replace(lander(scale), control="random layers")),
+        Named("middle layers", replace(lander(scale), control="middle layers")),
+    ]
+
+
+def choices(scale: Scale) -> list[Named]:
+    """Every option, one changed at a time."""
+    return [
+        Named("defaults", lander(scale)),
+        *(Named(f"car={car}", lander(scale, car=car)) for car in ("paper", "proportional", "token", "learned")),
+        Named("inactive_neurons=drop", lander(scale, inactive_neurons="drop")),
+        Named("normalize_awareness=False", lander(scale, {"normalize_awareness": False})),
+        Named("activation_statistic=mean_abs", lander(scale, {"activation_statistic": "mean_abs"})),
+        *(Named(f"general_rank={rank}", lander(scale, general_rank=rank)) for rank in (None, 4, 64)),
+        Named("LoRA on the same FFNs", baseline("lora-ffn", scale)),
+    ]
+
+
+def layers(scale: Scale) -> list[Named]:
+    """Figure 10: k, the number of relevant layers of a pair."""
+    return [Named(f"k={count}", lander(scale, {"num_layers": count})) for count in (1, 2, 4, 6, 8, 10, 14)]
+
+
+def ratio(scale: Scale) -> list[Named]:
+    """Figure 11: epsilon, the share of language-general neurons."""
+    return [Named(f"epsilon={share}", lander(scale, {"general_ratio": share})) for share in (0.5, 0.7, 0.8, 0.9, 0.95)]
+
+
+def data(scale: Scale) -> list[Named]:
+    """The order of methods by the amount of data."""
+    sizes = [replace(scale, rows=rows) for rows in (250, 1000, 4000)]
+    return [
+        Named(f"{label}, {size.rows} rows", run)
+        for size in sizes
+        for label, run in (("LoRA", baseline("lora", size)), ("LANDeRMT", lander(size)))
+    ]
+
+
+def alone(scale: Scale) -> list[Named]:
+    """Figure 3 and interference: one direction at a time, all directions scored; beside joint training."""
+    return [
+        Named(f"{label}, {pairs}", run)
+        for pairs, size in [("joint", scale), *((pair, replace(scale, pairs=(pair,))) for pair in scale.pairs)]
+        for label, run in (("LoRA", baseline("lora", size)), ("LANDeRMT", lander(size)))
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
+    "table1": table1,
+    "table2": table2,
+    "choices": choices,
+    "layers": layers,
+    "ratio": ratio,
+    "data": data,
+    "alone": alone,
+}
+
+
+def plan(names: list[str], scale: Scale) -> dict[str, dict[str, list[Run]]]:
+    """For every experiment and label, one run for each seed."""
+    return {
+        name: {
+            named.label: [replace(named.run, seed=seed) for seed in scale.seeds] for named in EXPERIMENTS[name](scale)
+        }
+        for name in names
+    }

@@ -1,0 +1,152 @@
+"""Tables and figures of the paper's experiments.
+
+    python benchmarks/paper/report.py                          # Markdown tables of what has been run
+    python benchmarks/paper/report.py --latex
+    python benchmarks/paper/report.py --figures docs/figures   # needs matplotlib
+
+The options that size the experiments are those of `run.py`; runs are found by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import analysis
+from common import read_test
+from experiments import Scale, plan
+from render import table
+from run import add_scale_options, done, read_scale
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
+
+Results = dict[str, list[dict[str, Any]]]
+"""For every label, the results of all seeds."""
+SHOWN = {"bleu": "BLEU", "chrf": "chrF++"}
+
+
+def collect(names: list[str], scale: Scale, finished: dict[str, dict[str, Any]]) -> dict[str, Results]:
+    """What is there of the experiments; a label counts when all its seeds are done."""
+    found: dict[str, Results] = {}
+    for experiment, labels in plan(names, scale).items():
+        complete = {
+            label: [finished[run.key] for run in runs]
+            for label, runs in labels.items()
+            if all(run.key in finished for run in runs)
+        }
+        if complete:
+            found[experiment] = complete
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def score_table(results: Results, test: str, metric: str) -> tuple[list[str], list[list[Any]]]:
+    """One row for each label: every direction and their mean, averaged over seeds; with several seeds, the spread."""
+    pairs = list(next(iter(results.values()))[0]["scores"][test])
+    header = [f"{SHOWN[metric]}, {test}", "lr", *pairs, "mean"]
+    rows: list[list[Any]] = []
+    for label, runs in results.items():
+        by_seed = [[run["scores"][test][pair][metric] for pair in pairs] for run in runs]
+        means = [mean(scores) for scores in by_seed]
+        spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
+        rates = ", ".join(dict.fromkeys(f"{run['learning_rate']:g}" for run in runs if "learning_rate" in run))
+        columns = [mean(list(scores)) for scores in zip(*by_seed, strict=True)]
+        rows.append([label, rates, *columns, f"{mean(means):.2f}{spread}"])
+    return header, rows
+
+
+def cost_table(results: Results) -> tuple[list[str], list[list[Any]]]:
+    rows = [
+        [
+            label,
+            mean([run["development_loss"] for run in runs]),
+            f"{runs[0].get('trainable_parameters', 0) / 1e6:.2f} M",
+            f"{mean([run.get('train_seconds', 0.0) for run in runs]):.0f}",
+        ]
+        for label, runs in results.items()
+    ]
+    return ["", "development loss", "trained", "seconds"], rows
+
+
+def perplexity_table(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Perplexity of plain text, by language."""
+    languages = list(next(iter(results.values()))[0]["perplexity"])
+    rows = [
+        [label, *(mean([run["perplexity"][language] for run in runs]) for language in languages)]
+        for label, runs in results.items()
+    ]
+    return ["perplexity", *languages], rows
+
+
+def significance(results: Results, scale: Scale, data: Path, outputs: Path) -> tuple[list[str], list[list[Any]]]:
+    """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
+    test = scale.tests[0]
+    others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
+
+    def average(label: str) -> float:
+        return mean([row["bleu"] for row in results[label][0]["scores"][str(test)].values()])
+
+    best = max(others, key=average)
+    rows: list[list[Any]] = []
+    for pair in scale.pairs:
+        texts = read_test(data, test.name, pair, test.first, test.last)
+        assert texts is not None
+        systems = []
+        for label in (best, "LANDeRMT"):
+            path = outputs / results[label][0]["key"] / f"{test}.{pair}.txt"
+            systems.append((label, path.read_text(encoding="utf-8").splitlines()))
+        metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
+        _, scores = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
+        baseline, ours = scores["BLEU"]
+        rows.append([pair, baseline.score, ours.score, f"{ours.p_value:.3f}"])
+    return ["paired bootstrap", best, "LANDeRMT", "p"], rows
+
+
+def latex(header: list[str], rows: list[list[Any]]) -> str:
+    """A tabular environment."""
+
+    def line(cells: list[Any]) -> str:
+        shown = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        escaped = [cell.replace("_", r"\_").replace("±", r"$\pm$") for cell in shown]
+        return " & ".join(escaped) + r" \\"
+
+    body = [line(header), r"\midrule", *map(line, rows)]
+    columns = "l" + "r" * (len(header) - 1)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespace, form: Callable[..., str]) -> None:
+    for experiment, results in found.items():
+        print(f"\n## {experiment}\n")
+        tables = [score_table(results, str(test), metric) for test in scale.tests for metric in SHOWN]
+        tables += [cost_table(results), perplexity_table(results)]
+        if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
+            tables.append(significance(results, scale, args.data, args.results.with_suffix("")))
+        print("\n\n".join(form(*made) for made in tables))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_scale_options(parser)
+    parser.add_argument("--data", type=Path, help="folder with the test sets, for tests of significance")
+    parser.add_argument("--latex", action="store_true", help="LaTeX in place of Markdown")
+    parser.add_argument("--figures", type=Path, help="folder that figures are drawn into, PNG and SVG")
+    args = parser.parse_args()
+    scale = read_scale(args)
+    found = collect(args.experiments, scale, done(args.results, args.model, scale))
+    print_tables(found, scale, args, latex if args.latex else table)
+    if args.figures is not None:
+        analysis.draw(found, args.figures, args.results)
+
+
+if __name__ == "__main__":
+    main()

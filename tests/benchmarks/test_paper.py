@@ -1,0 +1,133 @@
+"""The runner of the paper's experiments, from corpora on disk to tables and figures, on a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import runpy
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from ..conftest import build_model
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+PAIRS = ["en-de", "de-en"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A base model, and the package's corpus under the names that benchmarks look for."""
+    root = tmp_path_factory.mktemp("paper")
+    build_model("llama").save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    text = (files("peft_landermt") / "demo" / "corpus.tsv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    for name in ("train", "flores200"):
+        (root / "data" / name).mkdir(parents=True)
+    with gzip.open(root / "data" / "train" / "en-de.tsv.gz", "wt", encoding="utf-8") as file:
+        file.writelines(f"{row['en']}\t{row['de']}\tdemo\n" for row in rows)
+    for language in ("en", "de"):
+        with gzip.open(root / "data" / "flores200" / f"devtest.{language}.txt.gz", "wt", encoding="utf-8") as file:
+            file.writelines(f"{row[language]}\n" for row in rows)
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(str(SCRIPTS / script).rpartition("/")[0])
+    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+
+
+def scale(folder: Path) -> list[str]:
+    sizes = ["--pairs", *PAIRS, "--rows", "8", "--search-rows", "4", "--test-lines", "201", "203"]
+    return [*sizes, "--model", str(folder / "base"), "--results", str(folder / "paper.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> list[dict]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        experiments = ["--experiments", "table1", "table2"]
+        run(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *scale(folder), *experiments)
+    return [json.loads(line) for line in (folder / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_run_is_done_once(
+    finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LANDeRMT is a row of both tables."""
+    assert len(finished) == len({result["key"] for result in finished}) == 8 + 6
+    capsys.readouterr()
+    run(
+        monkeypatch,
+        "paper/run.py",
+        "--data",
+        str(folder / "data"),
+        *scale(folder),
+        "--experiments",
+        "table1",
+        "table2",
+    )
+    assert capsys.readouterr().out == "14 runs are done, 0 to do\n"
+    run(
+        monkeypatch,
+        "paper/run.py",
+        *("--data", str(folder / "data"), *scale(folder)),
+        *("--experiments", "table1", "--seeds", "0", "1", "--dry-run"),
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "14 runs are done, 6 to do", "untrained methods have no seed"
+    assert all(", seed 1: {" in line for line in printed[1:])
+
+
+def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> None:
+    for result in finished:
+        scores = result["scores"]["flores 201 to 203"]
+        assert list(scores) == PAIRS and set(result["perplexity"]) == {"en", "de"}
+        assert all("tok:13a" in row["signature"] for row in scores.values())
+        for pair in PAIRS:
+            outputs = folder / "paper" / result["key"] / f"flores 201 to 203.{pair}.txt"
+            assert len(outputs.read_text(encoding="utf-8").splitlines()) == 3
+        if result["method"] not in ("zero-shot", "few-shot"):
+            assert result["learning_rate"] == min(result["learning_rates"], key=lambda lr: result["search"][str(lr)])
+    by_control = {result["control"]: result for result in finished if result["method"] == "lander"}
+    assert set(by_control) == {"", "random neurons", "random layers", "middle layers"}
+    base = next(result for result in finished if result["method"] == "zero-shot")
+    assert all(
+        result["development_loss"] < base["development_loss"] for result in finished if result["method"] == "full"
+    )
+
+
+def test_tables(
+    finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments = ["--experiments", "table1", "table2"]
+    run(monkeypatch, "paper/report.py", *scale(folder), *experiments, "--data", str(folder / "data"))
+    printed = capsys.readouterr().out
+    lander = next(r for r in finished if r["method"] == "lander" and r["options"] == {} and not r["control"])
+    scores = [lander["scores"]["flores 201 to 203"][pair]["bleu"] for pair in PAIRS]
+    row = f"| LANDeRMT | {lander['learning_rate']:g} | {scores[0]:.2f} | {scores[1]:.2f} | {sum(scores) / 2:.2f} |"
+    assert printed.count(row) == 2  # in both tables
+    assert "## table1" in printed and "## table2" in printed
+    assert "| paired bootstrap | " in printed
+    run(monkeypatch, "paper/report.py", *scale(folder), "--experiments", "table2", "--latex")
+    printed = capsys.readouterr().out
+    assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
+
+
+def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = folder / "paper_analysis.json"
+    options = ["--pairs", *PAIRS, "--model", str(folder / "base"), "--output", str(measured)]
+    run(monkeypatch, "paper/analysis.py", "--data", str(folder / "data"), *options)
+    result = json.loads(measured.read_text(encoding="utf-8"))
+    for sums in result["awareness"].values():
+        assert len(sums["all"]) == 4
+        assert all(0 < s + g <= 1 + 1e-5 for s, g in zip(sums["specific"], sums["general"], strict=True))
+    assert -1 <= result["clusters"]["general"]["silhouette"] <= 1
+    run(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {f"figure_{n}.{kind}" for n in (4, 5, 6, 7, 8, 12, 13) for kind in ("png", "svg")}
