@@ -101,6 +101,14 @@ def test_detect(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert out.endswith(f"written: {path}\n")
 
 
+def test_detect_with_a_named_layout(shop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "map.safetensors"
+    layout = {"inputs": ["gate_proj", "up_proj"], "output": "down_proj"}
+    assert main([*shop.detect()[:-1], str(path), "--ffn-layout", json.dumps(layout)]) == 0
+    assert NeuronMap.load(path).options["ffn_layout"] == layout
+    assert same_state(load_file(path), load_file(shop.map))
+
+
 def test_pairs_of_a_map_keep_their_order(shop: Workshop) -> None:
     assert NeuronMap.load(shop.map).language_pairs == PAIRS
 
@@ -274,6 +282,15 @@ def missing_sentences(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
     return ["detect", *shop.model, "--sentences", "en=nowhere", "--pairs", "en-de", "--output", "x"], "nowhere"
 
 
+def layout_of_another_model(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
+    return [
+        *shop.detect()[:-1],
+        str(tmp_path / "x"),
+        "--ffn-layout",
+        '{"inputs": ["w1"], "output": "w2"}',
+    ], "gate_proj"
+
+
 def language_without_sentences(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
     command = ["detect", *shop.model, *shop.sentences, "--pairs", "en-fr", "--output", str(tmp_path / "x")]
     return command, "fr"
@@ -374,6 +391,7 @@ def unknown_device(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
 
 ERRORS = [
     missing_map, not_a_map, inspect_lora, inspect_empty_folder, missing_sentences, language_without_sentences,
+    layout_of_another_model,
     sentences_not_utf8, sentences_without_language, language_twice, malformed_pair, missing_corpus, zero_epochs,
     zero_batch, short_max_length, negative_rank, car_without_map, nothing_to_resume, missing_model,
     folder_without_model, missing_adapter, pair_not_in_adapter, no_sentences_to_score, split_without_adapter,
