@@ -1,4 +1,4 @@
-.PHONY: test behaviours quality style slow bench
+.PHONY: test behaviours quality style slow bench docs
 
 test:  ## what CI runs
 	pytest -n auto
@@ -17,6 +17,9 @@ quality:  ## lint, format and types, changing nothing
 style:  ## repair lint and format
 	ruff check --fix .
 	ruff format .
+
+docs:  ## a site in build/site; needs the extra docs
+	mkdocs build --config-file docs/site/mkdocs.yml
 
 bench:  ## needs DATA=folder with train/ and flores200/
 	python benchmarks/detection_stability.py

@@ -1,0 +1,106 @@
+"""Every Python block of README and docs runs, with tiny models in place of those that it names."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerFast
+
+from peft_landermt import LanderConfig, detect_neurons, split_adapter
+
+from .conftest import SENTENCES, build_model
+from .translation.test_encoder_decoders import build as build_encoder_decoder
+from .tuner.test_architectures import tiny
+
+ROOT = Path(__file__).parents[1]
+PAIRS = ["en-de", "de-en"]
+SENTENCES = {language: SENTENCES[language] for language in ("en", "de")}
+Names = dict[str, Any]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def adapted(tokenizer: Any) -> PeftModel:
+    base = build_model("gemma3")
+    found = detect_neurons(base, tokenizer, SENTENCES, PAIRS, num_layers=2, progress=False)
+    return get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=found)).eval()
+
+
+def whole_way(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda _name: build_model("gemma3"))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _name: tokenizer)
+    return {"english": SENTENCES["en"], "german": SENTENCES["de"]}
+
+
+def loading(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    split_adapter(adapted(tokenizer), "out/pairs")
+    return {"base": build_model("gemma3")}
+
+
+def several_pairs(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    model = adapted(tokenizer)
+    split_adapter(model, "out/pairs")
+    model.load_adapter("out/pairs/en-de", adapter_name="en-de")
+    ids = torch.tensor([[1, 40, 41, 42], [1, 50, 51, 52]])
+    return {"model": model, "batch": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
+
+
+def sharing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    def upload_folder(repo_id: str, folder_path: str) -> None:
+        card = (Path(folder_path) / "README.md").read_text(encoding="utf-8")
+        assert repo_id == "me/adapter" and "21.4" in card
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
+    model = adapted(tokenizer)
+    model.save_pretrained("out/adapter")
+    return {"model": model}
+
+
+LIBRARY = {"LanderConfig": LanderConfig, "detect_neurons": detect_neurons, "get_peft_model": get_peft_model}
+
+
+def named_layout(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    base = copy.deepcopy(tiny("named: RWKV's channel mix"))
+    return {**LIBRARY, "base": base, "tokenizer": tokenizer, "sentences": SENTENCES, "pairs": PAIRS}
+
+
+def encoder_decoder(_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    base, tokenizer = build_encoder_decoder("nllb")
+    monkeypatch.setattr(transformers.AutoModelForSeq2SeqLM, "from_pretrained", lambda _name: base)
+    names = {"AutoModelForSeq2SeqLM": transformers.AutoModelForSeq2SeqLM, "tokenizer": tokenizer}
+    words = {"en": ["tea", "house"], "de": ["Tee", "Haus"]}
+    return {**LIBRARY, **names, "sentences": words, "detect_neurons": partial(detect_neurons, num_layers=2)}
+
+
+NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
+    "README.md": [whole_way, loading, several_pairs, sharing],
+    "docs/architectures.md": [named_layout, encoder_decoder],
+}
+"""For every page, what each of its blocks takes for granted."""
+
+
+@pytest.mark.parametrize(("page", "index"), [(page, i) for page, needed in NEEDED.items() for i in range(len(needed))])
+def test_block(
+    page: str, index: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = NEEDED[page][index](tokenizer, monkeypatch)
+    exec(compile(blocks(page)[index], f"{page}, block {index}", "exec"), names)
+
+
+def test_no_block_is_left_out() -> None:
+    pages = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    assert {page: len(blocks(page)) for page in pages if blocks(page)} == {p: len(n) for p, n in NEEDED.items()}
