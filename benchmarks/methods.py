@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bottleneck import add_bottlenecks
 from common import read_flores, read_test, read_training_rows
+from houlsby import add_bottlenecks
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments, set_seed
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import runpy
+import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,13 @@ from ..conftest import build_model
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 PAIRS = ["en-de", "de-en"]
+
+
+@pytest.mark.parametrize("script", ["finetune.py", "paper/report.py"])
+def test_scripts_start_in_a_process(script: str) -> None:
+    """Their neighbours are importable there; one named like a package that pandas looks for would stop it."""
+    shown = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and shown.stdout.startswith("usage: "), shown.stderr
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,7 @@ def finished(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_every_run_is_done_once(
     finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +93,7 @@ def test_every_run_is_done_once(
     assert all(", seed 1: {" in line for line in printed[1:])
 
 
+@pytest.mark.slow
 def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> None:
     for result in finished:
         scores = result["scores"]["flores 201 to 203"]
@@ -102,6 +112,7 @@ def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_tables(
     finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
