@@ -10,14 +10,19 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from peft_landermt import NeuronMap
+
+PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
+"""The options of `LanderConfig.paper`."""
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
 
 _LLAMA = {"model_type": "llama", "num_key_value_heads": 4, "num_attention_heads": 4, "vocab_size": 512}
@@ -62,6 +67,19 @@ def load_random(shape: str, dtype: str, device: str, **options: Any) -> tuple[An
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval(), ByteTokenizer()
 
 
+def languages_of(pairs: Iterable[str]) -> list[str]:
+    """The languages of directions, sorted, each once."""
+    return sorted({language for pair in pairs for language in pair.split("-")})
+
+
+def ffn_projections(model: nn.Module, neuron_map: NeuronMap, pairs: Iterable[str]) -> list[str]:
+    """Names of the linear layers in the FFNs that are relevant to some of the pairs: what LoRA is put on."""
+    layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
+    names = [neuron_map.neurons[layer].name for layer in layers]
+    children = [(name, *child) for name in names for child in model.get_submodule(name).named_children()]
+    return [f"{name}.{key}" for name, key, child in children if isinstance(child, nn.Linear)]
+
+
 def read_flores(data: Path, first: int, last: int, languages: list[str]) -> dict[str, list[str]]:
     """Lines `first` to `last` (counted from 1, both included) of FLORES-200 devtest, by language."""
     sentences = {}
@@ -71,16 +89,13 @@ def read_flores(data: Path, first: int, last: int, languages: list[str]) -> dict
     return sentences
 
 
-TEST_FILES = {"newstest2014": "newstest2014.en-{}.tsv.gz", "newstest2016": "newstest2016.en-{}.tsv.gz"}
-
-
 def read_test(data: Path, name: str, pair: str, first: int, last: int) -> tuple[list[str], list[str]] | None:
     """Lines `first` to `last` of a test set, sources and references; None where it has not this direction."""
     source, target = pair.split("-")
     if name == "flores":
         texts = read_flores(data, first, last, [source, target])
         return texts[source], texts[target]
-    path = data / "test" / TEST_FILES[name].format(target if source == "en" else source)
+    path = data / "test" / f"{name}.en-{target if source == 'en' else source}.tsv.gz"
     if not path.exists():
         return None
     with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import SHAPES, load_random
+from common import PAPER, SHAPES, ffn_projections, load_random
 from peft import LoraConfig, ShiraConfig, get_peft_model
 from torch import nn
 
@@ -31,7 +31,6 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
 FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": RANK}}
 CONTENDERS = {
     **{name: Contender(name) for name in ("base", "full", "lora", "shira")},
@@ -94,16 +93,11 @@ class Bench:
         elif contender.method == "shira":
             config = ShiraConfig(r=RANK, target_modules="all-linear", random_seed=0, **options)
         else:
-            targets = "all-linear" if contender.method == "lora" else self.ffn_projections(contender.pairs)
+            targets: Any = "all-linear"
+            if contender.method == "lora-ffn":
+                targets = ffn_projections(self.base, self.neuron_map, PAIRS[: contender.pairs])
             config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, **options)
         return get_peft_model(base, config)
-
-    def ffn_projections(self, pairs: int) -> list[str]:
-        """Names of the linear layers in the FFNs that the first pairs adapt."""
-        layers = {layer for pair in PAIRS[:pairs] for layer in self.neuron_map.layers(pair)}
-        names = [self.neuron_map.neurons[layer].name for layer in sorted(layers)]
-        children = [(name, *child) for name in names for child in self.base.get_submodule(name).named_children()]
-        return [f"{name}.{key}" for name, key, child in children if isinstance(child, nn.Linear)]
 
     def make(self, name: str, own_weights: bool = False) -> Any:
         """A contender on the shared base weights, or on a copy of them where they will be written."""

@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import read_flores, read_test, read_training_rows
+from common import ffn_projections, languages_of, read_flores, read_test, read_training_rows
 from houlsby import add_bottlenecks
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments, set_seed
@@ -32,7 +33,7 @@ from peft_landermt import (
     evaluate_translation,
 )
 from peft_landermt.demo import load_base
-from peft_landermt.translation import TEMPLATES, TranslationScores
+from peft_landermt.translation import TEMPLATES
 
 METHODS = ("zero-shot", "few-shot", "full", "adapter", "lora", "lora-ffn", "adapter-lora", "lander")
 UNTRAINED = ("zero-shot", "few-shot")
@@ -40,6 +41,8 @@ CONTROLS = ("", "random neurons", "random layers", "middle layers")
 CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
 """Lines of FLORES-200 devtest for neuron detection, for the learning rate and for examples in the prompt. Lines up to
 200 are never scored."""
+Keep = Callable[[str, str, list[str]], None]
+"""Takes a test set, a direction and the translations."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,7 @@ class Workbench:
         """What detection finds for the directions of a run, or its control."""
         key = json.dumps([run.pairs, dict(run.detection)], sort_keys=True)
         if key not in self._maps:
-            languages = sorted({language for pair in run.pairs for language in pair.split("-")})
-            sentences = read_flores(self.data, *CALIBRATION, languages)
+            sentences = read_flores(self.data, *CALIBRATION, languages_of(run.pairs))
             self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **run.detection)
         return control(self._maps[key], run.control, run.seed)
 
@@ -140,7 +142,7 @@ class Workbench:
         if run.method in ("lora", "lora-ffn", "adapter-lora"):
             options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **run.options}
             if run.method == "lora-ffn":
-                options["target_modules"] = self._ffn_projections(run)
+                options["target_modules"] = ffn_projections(model, self.neuron_map(run), run.pairs)
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
         if run.method in ("adapter", "adapter-lora"):
             if run.method == "adapter":
@@ -153,12 +155,6 @@ class Workbench:
             )
             model = get_peft_model(model, config)
         return model
-
-    def _ffn_projections(self, run: Run) -> str:
-        found = self.neuron_map(run)
-        layers = sorted({layer for pair in run.pairs for layer in found.layers(pair)})
-        names = "|".join(found.neurons[layer].name.replace(".", r"\.") for layer in layers)
-        return rf"({names})\.\w+"
 
     def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> float:
         """Train in place on the first `rows` sentence pairs of every direction; return the seconds it took."""
@@ -184,7 +180,7 @@ class Workbench:
     @torch.no_grad()
     def development_loss(self, run: Run, model: Any) -> float:
         """Mean token loss on the development lines of all directions."""
-        texts = read_flores(self.data, *DEVELOPMENT, _languages(run.pairs))
+        texts = read_flores(self.data, *DEVELOPMENT, languages_of(run.pairs))
         rows = [
             {"source": source, "target": target, "language_pair": pair}
             for pair in run.pairs
@@ -214,16 +210,26 @@ class Workbench:
             row_lr_ratio=run.row_lr_ratio,
         )
 
-    def score(self, run: Run, model: Any, test: Test, pairs: tuple[str, ...]) -> dict[str, TranslationScores]:
+    def score(
+        self, run: Run, model: Any, test: Test, pairs: tuple[str, ...], keep: Keep | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Scores of every direction that the test set has."""
         scores = {}
         for pair in pairs:
             texts = read_test(self.data, test.name, pair, test.first, test.last)
             if texts is not None:
                 template = self._few_shot_template(pair) if run.method == "few-shot" else None
-                scores[pair] = evaluate_translation(
-                    model, self.tokenizer, *texts, pair, batch_size=30, template=template
-                )
+                found = evaluate_translation(model, self.tokenizer, *texts, pair, batch_size=30, template=template)
+                print(f"{test}, {pair}: {found.bleu:.2f} BLEU, {found.chrf:.2f} chrF++", flush=True)
+                if keep is not None:
+                    keep(str(test), pair, found.hypotheses)
+                scores[pair] = {
+                    "bleu": found.bleu,
+                    "chrf": found.chrf,
+                    "empty": found.num_empty,
+                    "runaway": found.num_runaway,
+                    "signature": found.bleu_signature,
+                }
         return scores
 
     def _few_shot_template(self, pair: str) -> str:
@@ -239,7 +245,7 @@ class Workbench:
         run: Run,
         tests: list[Test],
         pairs: tuple[str, ...] | None = None,
-        keep: Callable[[str, str, list[str]], None] | None = None,
+        keep: Keep | None = None,
     ) -> dict[str, Any]:
         """Choose the learning rate, train, score.
 
@@ -270,20 +276,12 @@ class Workbench:
         pairs = pairs or run.pairs
         foreign = tuple(pair for pair in pairs if run.method == "lander" and pair not in run.pairs)
         own = tuple(pair for pair in pairs if pair not in foreign)
-        found = {str(test): self.score(run, model, test, own) for test in tests}
+        result["scores"] = {str(test): self.score(run, model, test, own, keep) for test in tests}
         if foreign:  # an adapter serves only its own pairs; what its weights do to others is seen when it is merged
             model = model.merge_and_unload()
             for test in tests:
-                found[str(test)].update(self.score(run, model, test, foreign))
-        result["scores"] = {
-            test: {pair: _row(test, pair, scores) for pair, scores in of_test.items()}
-            for test, of_test in found.items()
-        }
-        if keep is not None:
-            for test, of_test in found.items():
-                for pair, scores in of_test.items():
-                    keep(test, pair, scores.hypotheses)
-        result["perplexity"] = {language: self.perplexity(model, language) for language in _languages(pairs)}
+                result["scores"][str(test)].update(self.score(run, model, test, foreign, keep))
+        result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
 
     @torch.no_grad()
@@ -307,46 +305,35 @@ class Workbench:
         return loss
 
 
-def _row(test: str, pair: str, scores: TranslationScores) -> dict[str, Any]:
-    print(f"{test}, {pair}: {scores.bleu:.2f} BLEU, {scores.chrf:.2f} chrF++", flush=True)
-    return {
-        "bleu": scores.bleu,
-        "chrf": scores.chrf,
-        "empty": scores.num_empty,
-        "runaway": scores.num_runaway,
-        "signature": scores.bleu_signature,
-    }
-
-
 def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:
     """A map with something of the same size in place of what was detected."""
     if kind not in CONTROLS:
         raise ValueError(f"control={kind!r}: must be one of {', '.join(map(repr, CONTROLS))}.")
+    if not kind:
+        return found
     generator = torch.Generator().manual_seed(seed)
+    changed: dict[str, Any] = {"signature": f"{found.signature}|control:{kind}"}
     if kind == "random neurons":
-        neurons = [
+        changed["neurons"] = tuple(
             dataclasses.replace(layer, owner=layer.owner[torch.randperm(len(layer.owner), generator=generator)])
             for layer in found.neurons
-        ]
-        return dataclasses.replace(found, neurons=tuple(neurons), signature=f"{found.signature}|control:{kind}")
-    if kind:
-        layers = {}
-        for pair, chosen in found.pair_layers.items():
-            count, total = len(chosen), found.num_layers
-            start = (total - count) // 2
-            middle = range(start, start + count)
-            layers[pair] = tuple(middle if kind == "middle layers" else _draw(total, count, generator))
-        return dataclasses.replace(found, pair_layers=layers, signature=f"{found.signature}|control:{kind}")
-    return found
+        )
+    else:
+        draw = _middle if kind == "middle layers" else partial(_random, generator=generator)
+        changed["pair_layers"] = {
+            pair: tuple(draw(found.num_layers, len(chosen))) for pair, chosen in found.pair_layers.items()
+        }
+    return dataclasses.replace(found, **changed)
 
 
-def _draw(total: int, count: int, generator: torch.Generator) -> list[int]:
+def _middle(total: int, count: int) -> list[int]:
+    start = (total - count) // 2
+    return list(range(start, start + count))
+
+
+def _random(total: int, count: int, generator: torch.Generator) -> list[int]:
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
 def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def _languages(pairs: tuple[str, ...]) -> list[str]:
-    return sorted({language for pair in pairs for language in pair.split("-")})

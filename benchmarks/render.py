@@ -84,10 +84,13 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def shown(cell: Any) -> str:
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+
+
 def table(header: list[str], rows: list[list[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)
 
 
 def method_label(result: dict[str, Any]) -> str:
@@ -211,8 +214,8 @@ def measure_table(measure: str, found: dict[str, list[float]], tokens: int) -> s
     for name, values in found.items():
         lower, middle, upper = quartiles(values)
         numbers = [middle] if single else [middle, min(values), lower, upper]
-        shown = [f"{value * factor:.4g}" if unit else f"{value:,}" for value in numbers]
-        rows.append([name, *shown, *([f"{tokens / middle:.0f}"] if per_second else [])])
+        written = [f"{value * factor:.4g}" if unit else f"{value:,}" for value in numbers]
+        rows.append([name, *written, *([f"{tokens / middle:.0f}"] if per_second else [])])
     return table([title, *header, *(["tokens/s"] if per_second else [])], rows)
 
 

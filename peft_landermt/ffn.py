@@ -105,6 +105,11 @@ class FFN:
     fused: int = 1
 
     @property
+    def layout(self) -> FFNLayout:
+        """The names of its projections, as a user would give them."""
+        return FFNLayout(self.inputs, self.output, fused=self.fused)
+
+    @property
     def projections(self) -> tuple[str, ...]:
         return (*self.inputs, self.output)
 
@@ -201,20 +206,23 @@ def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
     return FFN(name, module, inputs, outputs[0], width, neurons)
 
 
-def iterate_ffns(model: nn.Module, layout: FFNLayout | None = None) -> Iterator[FFN]:
+def _list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
     """All FFNs of a model in the order of its modules.
 
     Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
+
+    Raises:
+        ArchitectureError: If shapes leave a doubt.
     """
     modules = [(name, module) for name, module in model.named_modules() if name]
     layouts = FFN_LAYOUTS if layout is None else (layout,)
     named = [ffn for name, module in modules if (ffn := _recognise_by_name(module, name, layouts)) is not None]
     if named or layout is not None:
-        yield from named
-        return
-    for name, module in modules:
-        if (ffn := _recognise_by_shape(module, name)) is not None:
-            yield ffn
+        return named
+    shaped = [ffn for name, module in modules if (ffn := _recognise_by_shape(module, name)) is not None]
+    if len({ffn.projections for ffn in shaped}) > 1:
+        raise _not_recognised(model, "FFNs of several forms were found by their shapes")
+    return shaped
 
 
 def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
@@ -236,29 +244,25 @@ def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
                 "are routed to it, and transformers reads the weights without a call. target_modules may name the "
                 "dense FFNs beside it.",
             )
-    ffns = list(iterate_ffns(model, layout))
-    by_shape = layout is None and any(_recognise_by_name(ffn.module, ffn.name) is None for ffn in ffns)
-    if by_shape and len({ffn.projections for ffn in ffns}) > 1:
-        problem = "FFNs of several forms were found by their shapes"
-    elif not ffns:
-        problem = "no FFN was recognised in it" if layout is None else f"no FFN with {layout.to_dict()} is in it"
-    else:
-        return ffns
+    ffns = _list_ffns(model, layout)
+    if not ffns:
+        named = "was recognised" if layout is None else f"with {layout.to_dict()} is"
+        raise _not_recognised(model, f"no FFN {named} in it")
+    return ffns
+
+
+def _not_recognised(model: nn.Module, problem: str) -> ArchitectureError:
+    """An error that lists what the FFNs could be, for the user to choose."""
     candidates = list(_candidates(model))
     if candidates:
-        raise ArchitectureError(
-            "model",
-            type(model).__name__,
-            f"{problem}. Say which it is with ffn_layout, in detect_neurons or LanderConfig: "
-            f"{' or '.join(candidates)}.",
+        remedy = f"Say which it is with ffn_layout, in detect_neurons or LanderConfig: {' or '.join(candidates)}."
+    else:
+        rows = "; ".join(f"{'+'.join(row.inputs)} and {row.output}" for row in FFN_LAYOUTS)
+        remedy = (
+            f"An FFN is a module with these projections as direct children: {rows}; or linear layers d→p and one p→d. "
+            "Pass the transformers model itself, without adapters."
         )
-    rows = "; ".join(f"{'+'.join(row.inputs)} and {row.output}" for row in FFN_LAYOUTS)
-    raise ArchitectureError(
-        "model",
-        type(model).__name__,
-        f"{problem}. An FFN is a module with these projections as direct children: {rows}; or linear layers d→p and "
-        "one p→d. Pass the transformers model itself, without adapters.",
-    )
+    return ArchitectureError("model", type(model).__name__, f"{problem}. {remedy}")
 
 
 def _candidates(model: nn.Module) -> Iterator[str]:
@@ -319,9 +323,12 @@ def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None
     Returns:
         None where weights cannot be read as floating-point numbers (quantized, split, offloaded), or there are no
         FFNs.
+
+    Raises:
+        ArchitectureError: If shapes leave a doubt which modules are FFNs.
     """
     digest = hashlib.sha256()
-    ffns = list(iterate_ffns(model, layout))
+    ffns = _list_ffns(model, layout)
     for ffn in ffns:
         for key in ffn.projections:
             layer = ffn.module.get_submodule(key)

@@ -1,7 +1,8 @@
 """What detection sees, drawn as in the paper: activations, awareness and clusters of languages.
 
-python benchmarks/paper/analysis.py --data DIR      # measures, a few minutes
-python benchmarks/paper/report.py --figures DIR     # draws; needs matplotlib and scikit-learn
+Needs scikit-learn; `report.py --figures` draws what is measured here.
+
+    python benchmarks/paper/analysis.py --data DIR      # a few minutes
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from common import provenance, read_flores
+from common import languages_of, provenance, read_flores
 from experiments import DIRECTIONS
 from methods import CALIBRATION, DEVELOPMENT
 from torch import nn
@@ -85,7 +86,7 @@ def clusters(activations: Mapping[str, torch.Tensor], neuron_map: NeuronMap) -> 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
-    languages = sorted({language for pair in args.pairs for language in pair.split("-")})
+    languages = languages_of(args.pairs)
     sentences = read_flores(args.data, *CALIBRATION, languages)
     found = detect_neurons(model, tokenizer, sentences, args.pairs)
     raw = detect_neurons(model, tokenizer, sentences, args.pairs, normalize_awareness=False)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common import PAPER
 from methods import Run, Test
 
 OTHERS = ("de", "it", "fr", "ar", "zh")
 DIRECTIONS = tuple(pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en"))
-TESTS = {"newstest2016": ("en-de", "de-en"), "newstest2014": ("en-fr", "fr-en")}
-"""Test sets of WMT and the directions that they have."""
+NEWS = ("newstest2016", "newstest2014")
+"""Test sets of WMT: German, and French."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Scale:
 
     @property
     def tests(self) -> list[Test]:
-        news = [Test(name, *self.news) for name in TESTS] if self.news is not None else []
+        news = [Test(name, *self.news) for name in NEWS] if self.news is not None else []
         return [Test("flores", *self.flores), *news]
 
 
@@ -57,7 +58,6 @@ LEARNING_RATES = {
 }
 """Three for each method; LANDER's are the defaults of `Run`."""
 
-PAPER = {"car": "paper", "inactive_neurons": "drop", "general_rank": None}
 LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
 ROWS_ONLY = (1e-4, 3e-4, 1e-3)
 """Learning rates for adapters without factors."""

@@ -10,10 +10,10 @@ The options that size the experiments are those of `run.py`; runs are found by t
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import analysis
 from common import read_test
 from experiments import Scale, plan
-from render import table
-from run import add_scale_options, done, read_scale
+from render import shown, table
+from run import add_scale_options, done, read_scale, translations
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
@@ -45,10 +45,6 @@ def collect(names: list[str], scale: Scale, finished: dict[str, dict[str, Any]])
     return found
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def score_table(results: Results, test: str, metric: str) -> tuple[list[str], list[list[Any]]]:
     """One row for each label: every direction and their mean, averaged over seeds; with several seeds, the spread."""
     pairs = list(next(iter(results.values()))[0]["scores"][test])
@@ -56,11 +52,11 @@ def score_table(results: Results, test: str, metric: str) -> tuple[list[str], li
     rows: list[list[Any]] = []
     for label, runs in results.items():
         by_seed = [[run["scores"][test][pair][metric] for pair in pairs] for run in runs]
-        means = [mean(scores) for scores in by_seed]
-        spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
+        means = [fmean(scores) for scores in by_seed]
+        spread = f" ± {stdev(means):.2f}" if len(means) > 1 else ""
         rates = ", ".join(dict.fromkeys(f"{run['learning_rate']:g}" for run in runs if "learning_rate" in run))
-        columns = [mean(list(scores)) for scores in zip(*by_seed, strict=True)]
-        rows.append([label, rates, *columns, f"{mean(means):.2f}{spread}"])
+        columns = [fmean(scores) for scores in zip(*by_seed, strict=True)]
+        rows.append([label, rates, *columns, f"{fmean(means):.2f}{spread}"])
     return header, rows
 
 
@@ -68,9 +64,9 @@ def cost_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     rows = [
         [
             label,
-            mean([run["development_loss"] for run in runs]),
+            fmean([run["development_loss"] for run in runs]),
             f"{runs[0].get('trainable_parameters', 0) / 1e6:.2f} M",
-            f"{mean([run.get('train_seconds', 0.0) for run in runs]):.0f}",
+            f"{fmean([run.get('train_seconds', 0.0) for run in runs]):.0f}",
         ]
         for label, runs in results.items()
     ]
@@ -81,19 +77,19 @@ def perplexity_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     """Perplexity of plain text, by language."""
     languages = list(next(iter(results.values()))[0]["perplexity"])
     rows = [
-        [label, *(mean([run["perplexity"][language] for run in runs]) for language in languages)]
+        [label, *(fmean([run["perplexity"][language] for run in runs]) for language in languages)]
         for label, runs in results.items()
     ]
     return ["perplexity", *languages], rows
 
 
-def significance(results: Results, scale: Scale, data: Path, outputs: Path) -> tuple[list[str], list[list[Any]]]:
+def significance(results: Results, scale: Scale, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
     """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
     test = scale.tests[0]
     others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
 
     def average(label: str) -> float:
-        return mean([row["bleu"] for row in results[label][0]["scores"][str(test)].values()])
+        return fmean([row["bleu"] for row in results[label][0]["scores"][str(test)].values()])
 
     best = max(others, key=average)
     rows: list[list[Any]] = []
@@ -102,8 +98,8 @@ def significance(results: Results, scale: Scale, data: Path, outputs: Path) -> t
         assert texts is not None
         systems = []
         for label in (best, "LANDeRMT"):
-            path = outputs / results[label][0]["key"] / f"{test}.{pair}.txt"
-            systems.append((label, path.read_text(encoding="utf-8").splitlines()))
+            outputs = translations(path, results[label][0]["key"], str(test), pair)
+            systems.append((label, outputs.read_text(encoding="utf-8").splitlines()))
         metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
         _, scores = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
         baseline, ours = scores["BLEU"]
@@ -115,8 +111,7 @@ def latex(header: list[str], rows: list[list[Any]]) -> str:
     """A tabular environment."""
 
     def line(cells: list[Any]) -> str:
-        shown = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        escaped = [cell.replace("_", r"\_").replace("±", r"$\pm$") for cell in shown]
+        escaped = [shown(cell).replace("_", r"\_").replace("±", r"$\pm$") for cell in cells]
         return " & ".join(escaped) + r" \\"
 
     body = [line(header), r"\midrule", *map(line, rows)]
@@ -130,7 +125,7 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
         tables = [score_table(results, str(test), metric) for test in scale.tests for metric in SHOWN]
         tables += [cost_table(results), perplexity_table(results)]
         if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
-            tables.append(significance(results, scale, args.data, args.results.with_suffix("")))
+            tables.append(significance(results, scale, args.data, args.results))
         print("\n\n".join(form(*made) for made in tables))
 
 

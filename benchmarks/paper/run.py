@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def _has_pairs(result: dict[str, Any], scale: Scale) -> bool:
     return set(scale.pairs) <= result["scores"][str(scale.tests[0])].keys()
 
 
+def translations(results: Path, key: str, test: str, pair: str) -> Path:
+    """Where the translations of a run lie, one a line."""
+    return results.with_suffix("") / key / f"{test}.{pair}.txt"
+
+
+def write_translations(results: Path, key: str, test: str, pair: str, hypotheses: list[str]) -> None:
+    path = translations(results, key, test, pair)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, flores200/ and test/")
@@ -80,16 +92,12 @@ def main() -> None:
         for title, run in waiting.values():
             print(f"{title}: {json.dumps(run.to_dict())}")
         return
-    bench = Workbench(args.data, args.model, args.dtype, args.device) if waiting else None
+    if not waiting:
+        return
+    bench = Workbench(args.data, args.model, args.dtype, args.device)
     for key, (title, run) in waiting.items():
         print(f"\n{title}", flush=True)
-
-        def keep(test: str, pair: str, hypotheses: list[str], key: str = key) -> None:
-            path = args.results.with_suffix("") / key / f"{test}.{pair}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
-
-        assert bench is not None
+        keep = partial(write_translations, args.results, key)
         result = bench.execute(run, scale.tests, scale.pairs, keep)
         settings = {"model": args.model, "dtype": args.dtype, "device": args.device}
         append_result(args.results, {**result, **settings, "scale": dataclasses.asdict(scale)})

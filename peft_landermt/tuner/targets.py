@@ -48,12 +48,11 @@ def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
     """
     if isinstance(module, LanderFFN):
         adapted = module.ffn(key)
-        here = FFNLayout(adapted.inputs, adapted.output, fused=adapted.fused)
-        if layout not in (None, here):
+        if layout not in (None, adapted.layout):
             raise ArchitectureError(
                 "ffn_layout",
                 layout.to_dict(),
-                f"{key} has adapters with {here.to_dict()}; delete them first, or use theirs.",
+                f"{key} has adapters with {adapted.layout.to_dict()}; delete them first, or use theirs.",
             )
         return adapted
     if EXPERTS in key.split("."):
