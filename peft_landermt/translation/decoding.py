@@ -156,7 +156,7 @@ def _translate_batch(
         ids, mask = pad_rows(encoded, pad, "left")
         first = ids.shape[1]
         start = {"stopping_criteria": StoppingCriteriaList([_StopAtLineEnd(tokenizer, first)])}
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     output = model.generate(  # type: ignore[operator]
         input_ids=ids.to(device),
         attention_mask=mask.to(device),

@@ -23,7 +23,7 @@ def row_parameters(model: nn.Module) -> list[nn.Parameter]:
 def accepts_logits_to_keep(model: nn.Module) -> bool:
     """Whether the transformers model can be asked for the logits of its last positions only."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return "logits_to_keep" in inspect.signature(base.forward).parameters  # type: ignore[union-attr]
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 @contextmanager

@@ -248,8 +248,8 @@ class LanderFFN(nn.Module, BaseTunerLayer):
                 continue
             for projection in self.projection_names:
                 layer = self.base_layer.get_submodule(projection)
-                self._unmerged_weights.setdefault(projection, layer.weight.data)  # type: ignore[union-attr, arg-type]
-                layer.weight.data = self._merged_weight(name, projection)  # type: ignore[union-attr]
+                self._unmerged_weights.setdefault(projection, layer.weight.data)  # type: ignore[arg-type]
+                layer.weight.data = self._merged_weight(name, projection)
             self.merged_adapters.append(name)
 
     def _merged_weight(self, adapter_name: str, projection: str) -> torch.Tensor:

@@ -68,7 +68,7 @@ class LanderModel(BaseTuner):
             self.__dict__["default_targets"] = default_targets(self.model, peft_config.layout)
         return peft_config
 
-    def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:  # type: ignore[override]
+    def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:
         counts = peft_config.neuron_counts
         if counts is not None and key not in counts:
             return False
@@ -199,7 +199,7 @@ class LanderModel(BaseTuner):
         kwargs.pop("language_pairs", None)
         self.routing.folded = {}
         try:
-            return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+            return self.model.generate(*args, **kwargs)
         finally:
             self.routing.folded = None
 

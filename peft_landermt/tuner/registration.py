@@ -32,7 +32,7 @@ def add_peft_type() -> PeftType:
     member = str.__new__(PeftType, _NAME)
     member._name_ = _NAME
     member._value_ = _NAME
-    member.__objclass__ = PeftType  # type: ignore[attr-defined]
+    member.__objclass__ = PeftType
     member._sort_order_ = len(PeftType._member_names_)
     type.__setattr__(PeftType, _NAME, member)
     PeftType._member_names_.append(_NAME)
