@@ -4,7 +4,7 @@ test:  ## what CI runs
 	pytest -n auto
 
 slow:  ## tests on the real base model, and all other slow ones
-	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow"
+	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow" --timeout 0
 
 behaviours:  ## the table of PEFT behaviours by architecture
 	pytest tests/tuner/test_behaviours.py --behaviours -q

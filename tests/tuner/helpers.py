@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ..conftest import PAIRS, VOCABULARY, randomize_adapter
 
 KINDS: dict[str, list[str] | None] = {"no-map": None, "one-pair": ["en-de"], "several-pairs": PAIRS}
 """What adapters differ in most: no neuron map, or a map with one or several pairs."""
+LOOPBACK = socket.if_nameindex()[0][1]
+"""The first interface of a machine, for gloo, which else takes the one that the machine's name resolves to."""
 
 
 def ids(rows: int = 3, length: int = 8, seed: int = 0) -> torch.Tensor:

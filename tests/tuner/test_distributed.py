@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import socket
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from peft_landermt import LanderConfig
 
 from ..conftest import PAIRS, build_model
-from .helpers import adapt, ids, logits, same_state
+from .helpers import LOOPBACK, adapt, ids, logits, same_state
 
 WORLD = 2
 WEIGHTS = "adapter_model.safetensors"
@@ -38,8 +39,10 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def worker(rank: int, port: int, method: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+def worker(rank: int, method: str, store: str, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=limit)
     torch.set_num_threads(1)
     try:
         model = make()
@@ -64,17 +67,14 @@ def worker(rank: int, port: int, method: str, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", ["ddp", "fsdp2"])
 def test_two_processes_save_what_one_has(method: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, (port, method, str(tmp_path)), nprocs=WORLD)
+    mp.spawn(worker, (method, str(tmp_path / "store"), str(tmp_path / "adapter")), nprocs=WORLD)
     alone = make()
     step(alone, torch.optim.SGD(trainable(alone), lr=0.1))
-    expected, found = get_peft_model_state_dict(alone), load_file(tmp_path / WEIGHTS)
+    expected, found = get_peft_model_state_dict(alone), load_file(tmp_path / "adapter" / WEIGHTS)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value.detach(), msg=key)
-    loaded = PeftModel.from_pretrained(build_model("llama"), str(tmp_path)).eval()
+    loaded = PeftModel.from_pretrained(build_model("llama"), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(logits(loaded, ids(), language_pairs=PAIRS), logits(alone, ids(), language_pairs=PAIRS))
     assert isinstance(loaded.peft_config["default"], LanderConfig)
     assert not same_state(found, get_peft_model_state_dict(make()))
