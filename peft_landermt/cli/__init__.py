@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import detect, evaluate, inspect, join, quickstart, split, train, translate
+from . import detect, evaluate, inspect, join, quickstart, report, split, train, translate
 
-_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, split, join)
+_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join)
 
 
 def make_parser() -> argparse.ArgumentParser:

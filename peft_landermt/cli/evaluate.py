@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..translation import evaluate_translation, read_corpus
-from .options import add_model_options, load_adapted_model, parse_assignments
+from .options import add_model_options, load_adapted_model, parse_assignments, write_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,20 +37,21 @@ def run(options: argparse.Namespace) -> None:
     print("| pair | BLEU | chrF++ | empty | runaway |\n|---|---|---|---|---|")
     for pair, corpus in corpora.items():
         examples = corpus.examples[: options.limit]
+        sources, references = [example.source for example in examples], [example.target for example in examples]
         score = evaluate_translation(
             model,
             tokenizer,
-            [example.source for example in examples],
-            [example.target for example in examples],
+            sources,
+            references,
             pair,
             batch_size=options.batch_size,
             num_beams=options.num_beams,
             progress=True,
         )
-        results[pair] = asdict(score)
+        results[pair] = {**asdict(score), "sources": sources, "references": references}
         print(
             f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
         )
         print(f"{score.bleu_signature}\n{score.chrf_signature}")
     if options.output:
-        Path(options.output).write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(options.output, results)

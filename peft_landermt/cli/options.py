@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
             raise ConfigError(option, value, "expected KEY=FILE, each key once, such as en-de=corpus.tsv.")
         parsed[key] = rest
     return parsed
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON that people can read."""
+    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lines(path: str) -> list[str]:

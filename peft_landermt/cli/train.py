@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
             gradient_accumulation_steps=options.accumulation,
             save_steps=options.save_steps,
             save_total_limit=2,
+            logging_first_step=True,
             logging_steps=10,
             report_to=[],
             seed=options.seed,
@@ -101,4 +102,5 @@ def run(options: argparse.Namespace) -> None:
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
     model.save_pretrained(options.output)
+    trainer.save_state()
     print(f"written: {options.output}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -191,10 +193,26 @@ def test_evaluate(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[
     for pair, row in results.items():
         sources, references = (SENTENCES[code][:3] for code in pair.split("-"))
         expected = evaluate_translation(model, tokenizer, sources, references, pair, batch_size=2, num_beams=2)
-        assert row == {**vars(expected), "language_pair": pair}
+        assert row == {**vars(expected), "language_pair": pair, "sources": sources, "references": references}
         counts = f"{expected.num_empty} | {expected.num_runaway}"
         assert f"| {pair} | {expected.bleu:.2f} | {expected.chrf:.2f} | {counts} |\n" in out
         assert expected.bleu_signature in out
+
+
+def test_report_of_a_run(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A map beside what `train` and `evaluate` wrote, on one page."""
+    run = tmp_path / "run"
+    shutil.copytree(shop.adapter, run / "adapter")
+    shutil.copy(shop.map, run)
+    scores = ["--limit", "2", "--output", str(run / "scores.json")]
+    assert main(["evaluate", *shop.model, "--adapter", str(shop.adapter), *shop.data, *scores]) == 0
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"written: {run / 'report.html'}\n"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    headings = re.findall("<h2>(.*)</h2>", page)
+    assert headings == ["Neuron map map.safetensors", "Adapters", "Training adapter", "Scores scores.json"]
+    assert html.escape(SENTENCES["en"][0]) in page and html.escape(SENTENCES["de"][1]) in page
 
 
 @pytest.mark.parametrize("source", ["stdin", "file"])

@@ -1,0 +1,174 @@
+"""Figures of a report, as SVG that stands alone."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from ..neuron_map import NeuronMap
+
+
+def check_installed() -> None:
+    """Raise ConfigError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("report", "matplotlib", "is not installed; run pip install 'peft_landermt[report]'.")
+
+
+def _figure(width: float = 7.2, height: float = 3.4) -> Any:
+    """A figure of its own, apart from pyplot's state, which is the caller's."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _image(figure: Any) -> str:
+    """A figure as a data URI."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "peft_landermt"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _axes(columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side, for curves over layers or steps."""
+    figure = _figure()
+    grid = figure.subplots(1, columns, squeeze=False)
+    for axes in grid[0]:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure, list(grid[0])
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), fontsize="small")
+
+
+def layer_changes(neuron_map: NeuronMap) -> str:
+    """D_i of every layer for every pair (eq. 2), the relevant layers marked."""
+    figure, (axes,) = _axes()
+    for pair, changes in neuron_map.layer_changes.items():
+        known = {layer: change for layer, change in enumerate(changes) if change is not None}
+        (line,) = axes.plot(known.keys(), known.values(), linewidth=1, label=pair)
+        chosen = [layer for layer in neuron_map.layers(pair) if layer in known]
+        axes.plot(chosen, [known[layer] for layer in chosen], "o", color=line.get_color())
+    axes.set(xlabel="layer", ylabel="change of activation $D_i$")
+    _legend(figure, axes)
+    return _image(figure)
+
+
+def neuron_counts(neuron_map: NeuronMap) -> str:
+    """Specific neurons of every layer, by language."""
+    figure, (axes,) = _axes()
+    layers = range(neuron_map.num_layers)
+    bottom = [0] * neuron_map.num_layers
+    for language in neuron_map.languages:
+        counts = [len(neuron_map.specific(layer, language)) for layer in layers]
+        axes.bar(layers, counts, bottom=bottom, label=language)
+        bottom = [below + count for below, count in zip(bottom, counts, strict=True)]
+    axes.set(xlabel="layer", ylabel="language-specific neurons")
+    _legend(figure, axes)
+    return _image(figure)
+
+
+def awareness(neuron_map: NeuronMap) -> str:
+    """Sums of Phi over general and over the pair's specific neurons, layer by layer; they know no direction."""
+    figure, both = _axes(2)
+    directions: dict[frozenset[str], list[str]] = {}
+    for pair in neuron_map.language_pairs:
+        directions.setdefault(frozenset(pair.split("-")), []).append(pair)
+    for pairs in directions.values():
+        sums = [neuron_map.awareness_sums(layer, pairs[0]) for layer in range(neuron_map.num_layers)]
+        for axes, group, values in zip(both, ("specific", "general"), zip(*sums, strict=True), strict=True):
+            axes.plot(values, linewidth=1, marker=".", label=", ".join(pairs))
+            axes.set(xlabel="layer", ylim=(0, None), ylabel=f"awareness Φ, {group} neurons")
+    _legend(figure, both[0])
+    return _image(figure)
+
+
+def overlap_of_languages(neuron_map: NeuronMap) -> tuple[list[list[float]], float]:
+    """How far languages are aware in the same neurons, before each neuron is given to one owner.
+
+    Returns:
+        (L, L) Jaccard index of the neurons with the highest Phi of two languages, mean over layers, as many neurons
+        as a layer has specific ones; and what two random choices of that many share.
+    """
+    sizes = [int((entry.owner >= 0).sum()) for entry in neuron_map.neurons]
+    chosen = [
+        [set(row.topk(size).indices.tolist()) for row in entry.awareness]
+        for entry, size in zip(neuron_map.neurons, sizes, strict=True)
+        if size
+    ]
+    count = len(neuron_map.languages)
+    jaccard = torch.eye(count)
+    for first, second in itertools.permutations(range(count), 2):
+        shared = [len(tops[first] & tops[second]) / len(tops[first] | tops[second]) for tops in chosen]
+        jaccard[first, second] = sum(shared) / len(shared) if shared else 0.0
+    share = sum(sizes) / sum(len(entry.owner) for entry in neuron_map.neurons)
+    return jaccard.tolist(), share / (2 - share)
+
+
+def overlap(neuron_map: NeuronMap) -> str:
+    """`overlap_of_languages` as a heat map."""
+    values, _ = overlap_of_languages(neuron_map)
+    size = 1.6 + 0.5 * len(values)
+    return _heat_map(_figure(size + 0.8, size), values, neuron_map.languages, neuron_map.languages, "Jaccard index")
+
+
+def conditional_awareness(neuron_map: NeuronMap) -> str:
+    """CAR of every pair in its relevant layers (eq. 6)."""
+    pairs = neuron_map.language_pairs
+    layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
+    values = [
+        [neuron_map.car(layer, pair) if layer in neuron_map.layers(pair) else float("nan") for layer in layers]
+        for pair in pairs
+    ]
+    figure = _figure(height=1.2 + 0.35 * len(pairs))
+    figure.supxlabel("layer", size="medium")
+    return _heat_map(figure, values, pairs, [str(layer) for layer in layers], "CAR")
+
+
+def _heat_map(figure: Any, values: list[list[float]], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if value == value:
+                dark = value > 0.6 * image.norm.vmax
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black", size=7)
+    figure.colorbar(image, label=label)
+    return _image(figure)
+
+
+def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss and, where evaluation translated, BLEU of every pair, by step; None for a log without them."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "BLEU": {}}
+    for entry in log:
+        for key, value in entry.items():
+            if key in ("loss", "eval_loss"):
+                curve = curves["loss"].setdefault("training" if key == "loss" else "evaluation", [])
+            elif key.startswith("eval_bleu"):
+                curve = curves["BLEU"].setdefault(key.removeprefix("eval_bleu").lstrip("_") or "mean", [])
+            else:
+                continue
+            curve.append((entry["step"], value))
+    drawn = {label: lines for label, lines in curves.items() if lines}
+    if not drawn:
+        return None
+    figure, side_by_side = _axes(len(drawn))
+    for axes, (label, lines) in zip(side_by_side, drawn.items(), strict=True):
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=name)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.legend(fontsize="small")
+    return _image(figure)

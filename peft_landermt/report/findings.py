@@ -1,0 +1,117 @@
+"""What lies in a run's folder: neuron maps, adapters, training logs and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..errors import ConfigError
+from ..neuron_map import NeuronMap
+from ..tuner import LanderConfig
+
+_CHECKPOINT = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter folder: its config and the size of its weights."""
+
+    config: LanderConfig
+    megabytes: float
+
+
+@dataclass
+class Findings:
+    """What a page tells, each thing under its path below the folder.
+
+    Attributes:
+        neuron_maps: Files that `NeuronMap.save` wrote.
+        adapters: LANDER adapters, but for those of checkpoints.
+        training: `log_history` of transformers' Trainer, of every run its newest state.
+        scores: What `landermt evaluate --output` wrote: for every pair its scores, translations and texts.
+    """
+
+    neuron_maps: dict[str, NeuronMap] = field(default_factory=dict)
+    adapters: dict[str, AdapterFacts] = field(default_factory=dict)
+    training: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+
+def find(path: Path) -> Findings:
+    """Look at a neuron map file, or at everything below a folder.
+
+    Raises:
+        ConfigError: There is nothing there to tell of.
+        NeuronMapError: A single file is no neuron map.
+    """
+    if path.is_file():
+        return Findings(neuron_maps={path.name: NeuronMap.load(path)})
+    found = Findings()
+    for file in _files(path, "*.safetensors"):
+        if _is_neuron_map(file):
+            found.neuron_maps[str(file.relative_to(path))] = NeuronMap.load(file)
+    for file in _files(path, CONFIG_NAME):
+        weights = file.with_name(SAFETENSORS_WEIGHTS_NAME)
+        if json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "LANDER" and weights.exists():
+            config = LanderConfig.from_pretrained(str(file.parent))
+            found.adapters[_name(file.parent, path)] = AdapterFacts(config, weights.stat().st_size / 1e6)
+    for file in _trainer_states(path):
+        state = json.loads(file.read_text(encoding="utf-8"))
+        found.training[_name(_run_folder(file), path)] = state["log_history"]
+    for file in _files(path, "*.json"):
+        scores = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(scores, dict) and scores and all(_is_score(score) for score in scores.values()):
+            found.scores[str(file.relative_to(path))] = scores
+    if not (found.neuron_maps or found.adapters or found.training or found.scores):
+        raise ConfigError(
+            "path",
+            str(path),
+            "name a neuron map file, or a folder with a neuron map, an adapter, checkpoints or the output of "
+            "landermt evaluate.",
+        )
+    return found
+
+
+def _files(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files below a folder, in order, but for those of checkpoints."""
+    for file in sorted(folder.rglob(pattern)):
+        if not any(part.startswith(_CHECKPOINT) for part in file.relative_to(folder).parts):
+            yield file
+
+
+def _name(folder: Path, root: Path) -> str:
+    return root.name if folder == root else str(folder.relative_to(root))
+
+
+def _is_neuron_map(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return "neuron_map" in (opened.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, dict) and {"bleu", "chrf", "hypotheses"} <= value.keys()
+
+
+def _run_folder(state: Path) -> Path:
+    return state.parent.parent if state.parent.name.startswith(_CHECKPOINT) else state.parent
+
+
+def _trainer_states(path: Path) -> list[Path]:
+    """Of every run the state that is furthest."""
+    furthest: dict[Path, tuple[int, Path]] = {}
+    for file in sorted(path.rglob(TRAINER_STATE_NAME)):
+        step = json.loads(file.read_text(encoding="utf-8"))["global_step"]
+        run = _run_folder(file)
+        if run not in furthest or step > furthest[run][0]:
+            furthest[run] = (step, file)
+    return [file for _, file in furthest.values()]
