@@ -9,6 +9,7 @@ user names the layout.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,8 +281,13 @@ def _candidates(model: nn.Module) -> Iterator[str]:
         yield f"{layout.to_dict()} ({name}, p={neurons})"
 
 
-def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
+def check_addressable(model: nn.Module, ffns: Sequence[FFN], *, only_calls: bool = False) -> None:
     """Check that every FFN is one layer's own, and that this process holds all its neurons.
+
+    Args:
+        model: The model.
+        ffns: Its FFNs.
+        only_calls: Whether weights matter only while the model is called; then FSDP may have split them.
 
     Raises:
         ArchitectureError: If one is registered at several places, its weights are split over processes, or they are
@@ -296,7 +302,8 @@ def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
                 f"is one FFN at {places[id(ffn.module)]} places, so its neurons belong to no one layer; give each "
                 "layer its own with copy.deepcopy, or leave it out of target_modules.",
             )
-        if any(hasattr(weight, "device_mesh") for weight in ffn.module.parameters()):
+        split = [weight for weight in ffn.module.parameters() if hasattr(weight, "device_mesh")]
+        if split and not (only_calls and _gathered_by_fsdp(model, ffn, split)):
             raise ArchitectureError(
                 "model",
                 ffn.name,
@@ -312,6 +319,17 @@ def check_addressable(model: nn.Module, ffns: Sequence[FFN]) -> None:
                 "base anew, make the model with get_peft_model and LanderConfig.from_pretrained(folder), and read the "
                 "weights with set_peft_model_state_dict(model, load_peft_weights(folder)).",
             )
+
+
+def _gathered_by_fsdp(model: nn.Module, ffn: FFN, split: Sequence[nn.Parameter]) -> bool:
+    """Whether FSDP2, and no tensor-parallel plan, has split the weights of an FFN; it gathers them for every call."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # loaded where it was used, and slow to import where not
+    if fsdp is None or any(weight.device_mesh.ndim > 1 for weight in split):  # type: ignore[attr-defined]
+        return False
+    around = [
+        module for name, module in model.named_modules() if f"{ffn.name}.".startswith(f"{name}." if name else "")
+    ]
+    return any(isinstance(module, fsdp.FSDPModule) for module in around)
 
 
 def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None:

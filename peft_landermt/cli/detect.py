@@ -8,7 +8,7 @@ from typing import Any
 
 from ..detection import detect_neurons
 from .inspect import print_neuron_map
-from .options import add_model_options, load_model, parse_assignments, read_lines
+from .options import add_model_options, is_main, load_model, parse_assignments, processes, read_lines
 
 _EXAMPLE = """example:
   landermt detect --sentences en=calib.en de=calib.de --pairs en-de de-en --output map.safetensors"""
@@ -65,8 +65,11 @@ def run(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         activation_statistic=options.activation_statistic,
         normalize_awareness=options.normalize_awareness,
+        progress=is_main(options),
         ffn_layout=options.ffn_layout,
+        distributed=processes(options) is not None,
     )
-    neuron_map.save(options.output)
-    print_neuron_map(neuron_map)
-    print(f"written: {options.output}")
+    if is_main(options):
+        neuron_map.save(options.output)
+        print_neuron_map(neuron_map)
+        print(f"written: {options.output}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
@@ -40,10 +42,25 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     """The base model and its tokenizer, as the options say."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    state = processes(options)
+    alone = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device or (alone if state is None else str(state.device))
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
     return load_base(options.model, dtype, device)
+
+
+def processes(options: argparse.Namespace) -> PartialState | None:
+    """The processes that `accelerate launch` or torchrun started; None where this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return PartialState(cpu=options.device == "cpu")
+
+
+def is_main(options: argparse.Namespace) -> bool:
+    """Whether this process prints and writes."""
+    state = processes(options)
+    return state is None or state.is_main_process
 
 
 def task_type(model: Any) -> str:

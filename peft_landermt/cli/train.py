@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..seq2seq import is_encoder_decoder
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
 from ..tuner import LanderConfig
-from .options import add_model_options, load_model, parse_assignments, task_type
+from .options import add_model_options, is_main, load_model, parse_assignments, task_type
 
 _EXAMPLE = """example:
   landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
         read = read_corpus(path, pair)
         corpus, report = clean(read)
         unreadable = "".join(f"; {count} rows skipped: {reason}" for reason, count in read.skipped.items())
-        print(f"{pair}: {report}{unreadable}")
+        if is_main(options):
+            print(f"{pair}: {report}{unreadable}")
         rows += [example.to_row() for example in corpus]
     config = LanderConfig(
         neuron_map=options.neuron_map,
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> None:
     base, tokenizer = load_model(options)
     config.task_type = task_type(base)
     model = get_peft_model(base, config)
-    model.print_trainable_parameters()
+    if is_main(options):
+        model.print_trainable_parameters()
     trainer = LanderTrainer(
         model=model,
         args=TrainingArguments(
@@ -101,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
-    model.save_pretrained(options.output)
-    trainer.save_state()
-    print(f"written: {options.output}")
+    if is_main(options):
+        model.save_pretrained(options.output)
+        trainer.save_state()
+        print(f"written: {options.output}")

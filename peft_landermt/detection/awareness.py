@@ -18,25 +18,22 @@ def taylor_awareness(activation: torch.Tensor, gradient: torch.Tensor) -> torch.
     return (gradient.float() * activation.float()).abs()
 
 
-class AwarenessSum:
-    """Running sums over the tokens of one language, for one FFN of p neurons (eq. 4).
+def sum_over_tokens(activation: torch.Tensor, gradient: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Sums over the tokens of a batch of what eq. 4 takes means of: |dL/dh · h|, dL/dh and |h|.
 
-    Nothing of a batch is kept but three vectors of p numbers, so memory does not grow with the number of batches.
+    Args:
+        activation: (B, T, p), or its rows one below the other; h.
+        gradient: As many numbers; dL/dh.
+        attention_mask: (B, T); tokens where it is 0 are left out.
+
+    Returns:
+        float32 (3, p).
     """
-
-    def __init__(self, neurons: int, device: torch.device) -> None:
-        self.awareness = torch.zeros(neurons, device=device)
-        self.gradient = torch.zeros(neurons, device=device)
-        self.abs_activation = torch.zeros(neurons, device=device)
-
-    def add(self, activation: torch.Tensor, gradient: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Add a batch: activation and gradient (B, T, p), attention_mask (B, T)."""
-        mask = attention_mask.reshape(-1).to(torch.float32)
-        activation = activation.reshape(-1, activation.shape[-1])
-        gradient = gradient.reshape(activation.shape)
-        self.awareness += mask @ taylor_awareness(activation, gradient)
-        self.gradient += mask @ gradient.float()
-        self.abs_activation += mask @ activation.float().abs()
+    mask = attention_mask.reshape(-1).to(torch.float32)
+    activation = activation.reshape(-1, activation.shape[-1])
+    gradient = gradient.reshape(activation.shape)
+    parts = (taylor_awareness(activation, gradient), gradient.float(), activation.float().abs())
+    return torch.stack([mask @ part for part in parts])
 
 
 def normalize(awareness: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
 from ..seq2seq import is_encoder_decoder
 from ..version import __version__
-from .awareness import AwarenessSum, normalize
+from .awareness import normalize, sum_over_tokens
 from .batches import Batch, Batcher
 from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
 from .partition import check_general_ratio, partition
 from .passes import accepts_logits_to_keep, frozen, tap_activations
+from .processes import Result, check_processes, shared
 
 
 @torch.inference_mode(False)
@@ -44,6 +46,7 @@ def detect_neurons(
     normalize_awareness: bool = True,
     progress: bool = True,
     ffn_layout: Mapping[str, Any] | None = None,
+    distributed: bool = False,
 ) -> NeuronMap:
     """Find the layers and neurons of every language pair (eq. 1 to 5).
 
@@ -67,6 +70,8 @@ def detect_neurons(
         progress: Whether to show a progress bar.
         ffn_layout: Names of the projections of FFNs that are not recognised, such as
             `{"inputs": ["w1", "w3"], "output": "w2"}`; the map hands it to `LanderConfig`.
+        distributed: Whether the processes of torch.distributed share the passes; then each must call this, with the
+            same arguments. The map is that of one process, bit for bit.
 
     Returns:
         The neuron map, on the CPU.
@@ -91,20 +96,6 @@ def detect_neurons(
     batcher = Batcher(model, tokenizer, batch_size, max_length)
     batches = batcher.of_sentences(texts)
     pair_batches = {pair: batcher.of_pair(texts, pair) for pair in pairs}
-    total = len(batches) + sum(map(len, pair_batches.values()))
-    with frozen(model), tqdm(total=total, desc="Detecting neurons", disable=not progress) as bar:
-        activations = {
-            pair: _pair_activations(model, ffns, stacks, pair_batches[pair], activation_statistic, bar)
-            for pair in pairs
-        }
-        sums = _sentence_awareness(model, ffns, stacks, batches, bar)
-
-    changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
-    _check_finite(activations, sums, ffns)
-    neurons = tuple(
-        _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
-        for index, ffn in enumerate(ffns)
-    )
     options = {
         "num_layers": num_layers,
         "general_ratio": general_ratio,
@@ -114,6 +105,27 @@ def detect_neurons(
         "num_sentences": len(next(iter(texts.values()))),
         "ffn_layout": None if layout is None else layout.to_dict(),
     }
+    if distributed:
+        check_processes((texts, pairs, options, batch_size))
+    total = len(batches) + sum(map(len, pair_batches.values()))
+    with frozen(model), tqdm(total=total, desc="Detecting neurons", disable=not progress) as bar:
+
+        def passes(chosen: list[Batch], work: Callable[[Batch], Result]) -> Iterator[Result]:
+            for result in shared(chosen, work, distributed):
+                bar.update()
+                yield result
+
+        read = partial(_pair_activations, model, ffns, stacks, statistic=activation_statistic)
+        activations = {pair: torch.cat(list(passes(pair_batches[pair], read)), dim=1) for pair in pairs}
+        score = partial(_awareness_sums, model, ffns, stacks)
+        sums = _language_means(stacks, batches, passes(batches, score))
+
+    changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
+    _check_finite(activations, sums, ffns)
+    neurons = tuple(
+        _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
+        for index, ffn in enumerate(ffns)
+    )
     base = fingerprint(model, layout)
     return NeuronMap(
         languages=tuple(texts),
@@ -134,88 +146,89 @@ def _stacks(model: nn.Module, ffns: list[FFN]) -> list[str]:
 
 
 def _pair_activations(
-    model: nn.Module,
-    ffns: list[FFN],
-    stacks: list[str],
-    batches: list[Batch],
-    statistic: ActivationStatistic,
-    bar: tqdm,
+    model: nn.Module, ffns: list[FFN], stacks: list[str], batch: Batch, statistic: ActivationStatistic
 ) -> torch.Tensor:
-    """A_{i,n} for the translations of one pair (eq. 1): (layers, N)."""
+    """A_{i,n} for the translations of a batch (eq. 1): (layers, B)."""
     collected: list[list[torch.Tensor]] = [[] for _ in ffns]
+
+    def collect(layer: int, hidden: torch.Tensor) -> None:
+        mask = batch.masks[stacks[layer]]
+        shaped = hidden.reshape(*mask.shape, hidden.shape[-1])
+        collected[layer].append(mean_activation(shaped, mask.to(hidden.device), statistic).cpu())
+
     extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
-    for passes, batch in enumerate(batches, start=1):
-
-        def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch) -> None:
-            mask = batch.masks[stacks[layer]]
-            shaped = hidden.reshape(*mask.shape, hidden.shape[-1])
-            collected[layer].append(mean_activation(shaped, mask.to(hidden.device), statistic).cpu())
-
-        with torch.no_grad(), tap_activations(ffns, collect):
-            model(**batch.inputs, use_cache=False, **extra)
-        _check_all_seen(ffns, collected, passes)
-        bar.update()
-    return torch.stack([torch.cat(layer) for layer in collected])
+    with torch.no_grad(), tap_activations(ffns, collect):
+        model(**batch.inputs, use_cache=False, **extra)
+    _check_all_seen(ffns, collected)
+    return torch.stack([rows for (rows,) in collected])
 
 
-LanguageStatistics = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
-"""For every language, per layer: means over its tokens of Phi (eq. 4), dL/dh and |h|, each (p,)."""
+def _awareness_sums(model: nn.Module, ffns: list[FFN], stacks: list[str], batch: Batch) -> list[torch.Tensor]:
+    """`sum_over_tokens` of every layer, (3, p) on the CPU, from one forward and backward pass.
+
+    L is the loss summed over all predicted tokens, so that dividing at the end makes the result independent of the
+    batches.
+    """
+    collected: list[list[torch.Tensor]] = [[] for _ in ffns]
+
+    def collect(layer: int, hidden: torch.Tensor) -> None:
+        mask, activation = batch.masks[stacks[layer]].to(hidden.device), hidden.detach()
+        sums = hidden.new_zeros(3, hidden.shape[-1], dtype=torch.float32)
+        collected[layer].append(sums)
+
+        def add(gradient: torch.Tensor) -> None:
+            sums.copy_(sum_over_tokens(activation, gradient, mask))
+
+        hidden.register_hook(add)
+
+    with torch.enable_grad(), tap_activations(ffns, collect):
+        logits = model(**batch.inputs, use_cache=False).logits
+        F.cross_entropy(
+            logits.float().flatten(0, 1),
+            batch.labels.flatten().to(logits.device),
+            ignore_index=IGNORED,
+            reduction="sum",
+        ).backward()
+    _check_all_seen(ffns, collected)
+    return [sums.cpu() for (sums,) in collected]
 
 
-def _sentence_awareness(
-    model: nn.Module, ffns: list[FFN], stacks: list[str], batches: list[Batch], bar: tqdm
-) -> LanguageStatistics:
-    """Statistics of every language, from one forward and backward pass per batch.
+LanguageStatistics = dict[str, list[torch.Tensor]]
+"""For every language, per layer: means over its tokens of Phi (eq. 4), dL/dh and |h|: (3, p)."""
+
+
+def _language_means(stacks: list[str], batches: list[Batch], sums: Iterable[list[torch.Tensor]]) -> LanguageStatistics:
+    """Statistics of every language from the sums of its batches.
 
     L is the mean loss over all tokens predicted from a language's sentences (in an encoder) or in them (in a decoder).
-    Summing the loss in every batch and dividing at the end makes the result independent of the batches.
     """
-    sums: dict[tuple[str, int], AwarenessSum] = {}
+    totals: dict[tuple[str, int], torch.Tensor] = {}
     tokens: Counter[tuple[str, str]] = Counter()
     predicted: Counter[tuple[str, str]] = Counter()
-    for batch in batches:
-        seen: list[list[bool]] = [[] for _ in ffns]
-
-        def collect(layer: int, hidden: torch.Tensor, batch: Batch = batch, seen: list[list[bool]] = seen) -> None:
-            stack = stacks[layer]
-            key = (batch.languages[stack], layer)
-            store = sums.setdefault(key, AwarenessSum(hidden.shape[-1], hidden.device))
-            mask, activation = batch.masks[stack].to(hidden.device), hidden.detach()
-            hidden.register_hook(lambda gradient: store.add(activation, gradient, mask))
-            seen[layer].append(True)
-
-        with torch.enable_grad(), tap_activations(ffns, collect):
-            logits = model(**batch.inputs, use_cache=False).logits
-            F.cross_entropy(
-                logits.float().flatten(0, 1),
-                batch.labels.flatten().to(logits.device),
-                ignore_index=IGNORED,
-                reduction="sum",
-            ).backward()
-        del logits  # with its graph, before the next batch runs forward
-        _check_all_seen(ffns, seen, passes=1)
+    for batch, layers in zip(batches, sums, strict=True):
+        for layer, found in enumerate(layers):
+            key = (batch.languages[stacks[layer]], layer)
+            totals[key] = totals[key].add_(found) if key in totals else found
         for stack, language in batch.languages.items():
             tokens[language, stack] += int(batch.masks[stack].sum())
             predicted[language, stack] += batch.num_predicted
-        bar.update()
 
-    def means(language: str, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        store, key = sums[language, layer], (language, stacks[layer])
-        scale = predicted[key] * tokens[key]
-        statistics = (store.awareness / scale, store.gradient / scale, store.abs_activation / tokens[key])
-        return tuple(statistic.cpu() for statistic in statistics)  # type: ignore[return-value]
+    def means(language: str, layer: int) -> torch.Tensor:
+        key = (language, stacks[layer])
+        scale = torch.tensor([predicted[key] * tokens[key], predicted[key] * tokens[key], tokens[key]])
+        return totals[language, layer] / scale.unsqueeze(1)
 
-    languages = dict.fromkeys(language for language, _ in sums)
-    return {language: [means(language, layer) for layer in range(len(ffns))] for language in languages}
+    languages = dict.fromkeys(language for language, _ in totals)
+    return {language: [means(language, layer) for layer in range(len(stacks))] for language in languages}
 
 
 def _partition_layer(
     name: str,
-    statistics: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    statistics: list[torch.Tensor],
     general_ratio: float,
     normalize_awareness: bool,
 ) -> LayerNeurons:
-    awareness, gradient, activation = (torch.stack(rows) for rows in zip(*statistics, strict=True))
+    awareness, gradient, activation = torch.stack(statistics, dim=1)
     if normalize_awareness:
         awareness = normalize(awareness)
     return LayerNeurons(name, partition(awareness, general_ratio), awareness, gradient, activation)
@@ -262,24 +275,24 @@ def _check_model(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
         raise ArchitectureError(
             "model", type(model).__name__, "it has no language-model head; load it with its AutoModelFor... class."
         )
-    check_addressable(model, ffns)
+    check_addressable(model, ffns, only_calls=True)
     on_meta = [module for module in model.modules() if any(weight.is_meta for weight in module.parameters(False))]
     if any(device_and_dtype(module)[0].type == "meta" for module in on_meta):
         raise ArchitectureError("model", "meta device", "load the weights before detection.")
     return ffns
 
 
-def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[Any]], passes: int) -> None:
+def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[torch.Tensor]]) -> None:
     for ffn, seen in zip(ffns, collected, strict=True):
         if not seen:
             raise ArchitectureError(
                 "model", ffn.name, f"its forward pass does not call {ffn.output!r}, so its activations cannot be read."
             )
-        if len(seen) != passes:
+        if len(seen) > 1:
             raise ArchitectureError(
                 "model",
                 ffn.name,
-                f"layers share {ffn.output!r}, which runs {len(seen) / passes:g} times in a pass, so its activations "
+                f"layers share {ffn.output!r}, which runs {len(seen)} times in a pass, so its activations "
                 "belong to no one layer; detect on a model whose layers have FFNs of their own.",
             )
 
@@ -295,7 +308,7 @@ def _check_finite(
             raise DetectionError("activations", str(pair), remedy)
     for language, layers in sums.items():
         for ffn, statistics in zip(ffns, layers, strict=True):
-            if not all(torch.isfinite(statistic).all() for statistic in statistics):
+            if not torch.isfinite(statistics).all():
                 raise DetectionError("awareness", f"{ffn.name}, {language}", remedy)
 
 

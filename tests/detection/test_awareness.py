@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft_landermt import NeuronMap, detect_neurons
-from peft_landermt.detection.awareness import AwarenessSum, normalize, taylor_awareness
+from peft_landermt.detection.awareness import normalize, sum_over_tokens, taylor_awareness
 
 from ..conftest import ARCHITECTURES, PAIRS, SENTENCES, build_model
 from .reference import OPTIONS, build, naive_awareness, output_projections, spearman
@@ -30,13 +30,10 @@ def test_by_hand() -> None:
     activation = torch.tensor([[[2.0, -1.0], [3.0, 4.0], [50.0, 50.0]]])
     gradient = torch.tensor([[[0.5, 2.0], [-1.0, 0.0], [50.0, 50.0]]])
     assert taylor_awareness(activation, gradient)[0, :2].tolist() == [[1.0, 2.0], [3.0, 0.0]]
-    store = AwarenessSum(2, torch.device("cpu"))
-    store.add(activation, gradient, torch.tensor([[1, 1, 0]]))
-    assert store.awareness.tolist() == [4.0, 2.0]
-    assert store.gradient.tolist() == [-0.5, 2.0]
-    assert store.abs_activation.tolist() == [5.0, 5.0]
-    store.add(activation[:, :1], gradient[:, :1], torch.tensor([[1]]))
-    assert store.awareness.tolist() == [5.0, 4.0]
+    sums = sum_over_tokens(activation, gradient, torch.tensor([[1, 1, 0]]))
+    assert sums.tolist() == [[4.0, 2.0], [-0.5, 2.0], [5.0, 5.0]]
+    flat = sum_over_tokens(activation.flatten(0, 1), gradient, torch.tensor([[1, 0, 0]]))
+    assert flat.tolist() == [[1.0, 2.0], [0.5, 2.0], [2.0, 1.0]]
 
 
 def test_half_precision_is_multiplied_in_float32() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -20,8 +24,15 @@ from ..conftest import PAIRS, VOCABULARY, randomize_adapter
 
 KINDS: dict[str, list[str] | None] = {"no-map": None, "one-pair": ["en-de"], "several-pairs": PAIRS}
 """What adapters differ in most: no neuron map, or a map with one or several pairs."""
-LOOPBACK = socket.if_nameindex()[0][1]
-"""The first interface of a machine, for gloo, which else takes the one that the machine's name resolves to."""
+
+
+def join_processes(rank: int, world: int, folder: Path) -> None:
+    """Make this process one of `world` that talk over gloo; not in a hurry, but not for ever either."""
+    # the loopback interface; gloo else takes the one that the machine's name resolves to
+    os.environ["GLOO_SOCKET_IFNAME"] = socket.if_nameindex()[0][1]
+    store, limit = f"file://{folder}/store", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+    torch.set_num_threads(1)
 
 
 def ids(rows: int = 3, length: int = 8, seed: int = 0) -> torch.Tensor:

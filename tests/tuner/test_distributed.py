@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from peft_landermt import LanderConfig
 
 from ..conftest import PAIRS, build_model
-from .helpers import LOOPBACK, adapt, ids, logits, same_state
+from .helpers import adapt, ids, join_processes, logits, same_state
 
 WORLD = 2
 WEIGHTS = "adapter_model.safetensors"
@@ -39,11 +37,8 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def worker(rank: int, method: str, store: str, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
-    limit = timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=limit)
-    torch.set_num_threads(1)
+def worker(rank: int, method: str, folder: Path) -> None:
+    join_processes(rank, WORLD, folder)
     try:
         model = make()
         if method == "ddp":
@@ -58,7 +53,7 @@ def worker(rank: int, method: str, store: str, folder: str) -> None:
             full = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(model, options=full)
         if rank == 0:
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder / "adapter", state_dict=state)
         dist.barrier()
     finally:
         dist.destroy_process_group()
@@ -68,7 +63,7 @@ def worker(rank: int, method: str, store: str, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", ["ddp", "fsdp2"])
 def test_two_processes_save_what_one_has(method: str, tmp_path: Path) -> None:
-    mp.spawn(worker, (method, str(tmp_path / "store"), str(tmp_path / "adapter")), nprocs=WORLD)
+    mp.spawn(worker, (method, tmp_path), nprocs=WORLD)
     alone = make()
     step(alone, torch.optim.SGD(trainable(alone), lr=0.1))
     expected, found = get_peft_model_state_dict(alone), load_file(tmp_path / "adapter" / WEIGHTS)

@@ -22,7 +22,7 @@ from peft_landermt.errors import AdapterError, ArchitectureError
 from peft_landermt.ffn import fingerprint
 
 from ..conftest import PAIRS, SENTENCES, build_model
-from .helpers import LOOPBACK, adapt, cloned_state, ids, lander_layers, logits, same_state
+from .helpers import adapt, cloned_state, ids, join_processes, lander_layers, logits, same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -200,9 +200,8 @@ def test_tied_weights_are_adapted_apart_and_not_merged(base: PreTrainedModel) ->
 
 
 @pytest.fixture
-def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", LOOPBACK)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+def one_process(tmp_path: Path) -> Iterator[None]:
+    join_processes(0, 1, tmp_path)
     yield
     dist.destroy_process_group()
 

@@ -1,0 +1,53 @@
+"""`landermt` under torchrun: two processes over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peft_landermt import NeuronMap
+from peft_landermt.cli import main
+
+from .test_cli import WEIGHTS, Workshop, shop
+
+__all__ = ["shop"]
+pytestmark = pytest.mark.slow
+
+
+def launch(arguments: list[str]) -> str:
+    """Run the command in two processes; return what the first printed."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1], "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        [*start, "-m", "peft_landermt.cli", *arguments], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_detect(shop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "map.safetensors"
+    out = launch([*shop.detect()[:-1], str(path), "--batch-size", "3"])
+    assert out.count("written:") == 1
+    alone = tmp_path / "alone.safetensors"
+    assert main([*shop.detect()[:-1], str(alone), "--batch-size", "3"]) == 0
+    assert NeuronMap.load(path) == NeuronMap.load(alone)
+
+
+def test_train(shop: Workshop, tmp_path: Path) -> None:
+    """Two processes with batches of 1 take the steps that one takes with batches of 2."""
+    out = launch([*shop.train("--batch-size", "1"), "--output", str(tmp_path / "two")])
+    assert out.count("written:") == 1
+    assert main([*shop.train("--batch-size", "2"), "--output", str(tmp_path / "one")]) == 0
+    found, expected = (load_file(tmp_path / name / WEIGHTS) for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    assert any(value.is_floating_point() and value.abs().max() > 1e-4 for key, value in found.items() if "_B" in key)
