@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..errors import ConfigError
 from ..version import __version__
 from . import detect, evaluate, inspect, join, quickstart, report, split, train, translate
+from .config_file import expand
 
 _COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join)
 
@@ -22,6 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in _COMMANDS:
         command.add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.add_argument("--config", metavar="FILE", help="YAML file with options, by the names of the flags")
     return parser
 
 
@@ -34,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 2 for bad input, told in one line; 130 when interrupted.
     """
-    options = make_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser()
+    try:
+        arguments = expand(arguments)
+    except ConfigError as error:
+        parser.error(str(error))
+    options = parser.parse_args(arguments)
     try:
         options.run(options)
     except (ValueError, OSError, RuntimeError) as error:

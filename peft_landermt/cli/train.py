@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, and train nothing")
     group = parser.add_argument_group("adapter")
     group.add_argument("--car", choices=("off", "paper", "proportional", "token", "learned"), default="off")
     group.add_argument("--inactive-neurons", choices=("keep", "drop"), default="keep")
@@ -69,6 +70,9 @@ def run(options: argparse.Namespace) -> None:
         tune=options.tune,
         general_rank=options.general_rank or None,
     )
+    if options.dry_run:
+        print(f"dry run: {len(rows)} rows for {', '.join(config.language_pairs or [])}; nothing trained or written")
+        return
     set_seed(options.seed)
     base, tokenizer = load_model(options)
     config.task_type = task_type(base)

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from peft_landermt import NeuronMap, __version__, evaluate_translation, translate
 from peft_landermt.cli import main, quickstart
+from peft_landermt.ffn import FFNLayout
 
 from ..conftest import SENTENCES, build_model
 from ..tuner.helpers import same_state
@@ -435,6 +437,63 @@ def test_debug_raises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     fails(capsys, ["inspect", path], "there is no such file")
 
 
+def test_options_from_a_file(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags by their names, lists, mappings, switches; what the command line says wins."""
+    config = tmp_path / "train.yaml"
+    written = {
+        "model": str(shop.base),
+        "device": "cpu",
+        "data": {"en-de": str(shop.root / "en-de.tsv"), "de-en": str(shop.root / "de-en.jsonl")},
+        "neuron_map": str(shop.map),
+        "general-rank": 4,
+        "epochs": 2,
+        "batch-size": 3,
+        "accumulation": 1,
+        "resume": False,
+        "dry-run": True,
+        "output": str(tmp_path / "out"),
+    }
+    config.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    assert main(["train", "--config", str(config)]) == 0
+    assert "dry run: 8 rows for en-de, de-en; nothing trained or written" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    config.write_text(yaml.safe_dump({**written, "dry-run": None}, sort_keys=False), encoding="utf-8")
+    assert main(["train", f"--config={config}", "--batch-size", "2"]) == 0
+    assert same_state(load_file(tmp_path / "out" / WEIGHTS), load_file(shop.adapter / WEIGHTS)), "as without a file"
+
+
+def test_lists_and_nested_options_from_a_file(shop: Workshop, tmp_path: Path) -> None:
+    config = tmp_path / "detect.yaml"
+    layout = {"inputs": ["gate_proj", "up_proj"], "output": "down_proj"}
+    sentences = {code: str(shop.root / f"calib.{code}") for code in ("en", "de")}
+    written = {"pairs": PAIRS, "num-layers": 2, "ffn-layout": layout, "sentences": sentences}
+    config.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    assert main(["detect", *shop.model, "--config", str(config), "--output", str(tmp_path / "map.safetensors")]) == 0
+    found = NeuronMap.load(tmp_path / "map.safetensors")
+    assert found.language_pairs == PAIRS and found.options["ffn_layout"] == FFNLayout.from_dict(layout).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("a: [", "is no YAML"),
+        ("- a", "expected one option a line"),
+        ("lerning-rate: 1", "unrecognized arguments: --lerning-rate"),
+        ("epochs: many", "argument --epochs: invalid float value: 'many'"),
+    ],
+)
+def test_a_wrong_file(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, shown: str
+) -> None:
+    config = tmp_path / "wrong.yaml"
+    if text is not None:
+        config.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main([*shop.train(), "--config", str(config)])
+    assert stopped.value.code == 2 and shown in capsys.readouterr().err
+
+
 def test_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_path: Any) -> None:
         raise KeyboardInterrupt
@@ -454,7 +513,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]) 
     assert "usage: landermt" in capsys.readouterr().err
 
 
-COMMANDS = ["quickstart", "detect", "train", "evaluate", "translate", "inspect", "split", "join"]
+COMMANDS = ["quickstart", "detect", "train", "evaluate", "translate", "inspect", "report", "split", "join"]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -1,0 +1,64 @@
+"""`--config FILE`: options of a subcommand from a YAML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The command line with the options of its `--config` file put first, so that what it says itself wins.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or holds something that is no option.
+    """
+    path = _config_path(arguments)
+    if path is None:
+        return list(arguments)
+    command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), None)
+    if command is None:
+        return list(arguments)
+    return [*arguments[: command + 1], *_options(path), *arguments[command + 1 :]]
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+        if argument == "--config" and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _options(path: str) -> Iterator[str]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--config", path, f"cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", path, f"is no YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError("--config", path, "expected one option a line, such as batch-size: 8.")
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield from _words(value)
+
+
+def _words(value: Any) -> list[str]:
+    """A value as it would be typed: lists word by word, mappings as KEY=VALUE, what is nested as JSON."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    if isinstance(value, dict):
+        if all(isinstance(item, str) for item in value.values()):
+            return [f"{key}={item}" for key, item in value.items()]
+        return [json.dumps(value)]
+    return [str(value)]
