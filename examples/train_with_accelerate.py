@@ -33,14 +33,9 @@ def main() -> float:
     corpus = load_demo_corpus()
     languages = sorted({language for pair in args.pairs for language in pair.split("-")})
     sentences = {language: corpus.calibration[language][:16] for language in languages}
-    neuron_map = detect_neurons(
-        base,
-        tokenizer,
-        sentences,
-        args.pairs,
-        progress=accelerator.is_main_process,
-        distributed=accelerator.num_processes > 1,  # the processes share the passes, and all get the same map
-    )
+    # the processes share the passes, and all get the same map
+    shared = {"distributed": accelerator.num_processes > 1, "progress": accelerator.is_main_process}
+    neuron_map = detect_neurons(base, tokenizer, sentences, args.pairs, **shared)
     model = get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=neuron_map))
 
     rows = [row for pair in args.pairs for row in corpus.training_rows([pair])[: args.rows]]
