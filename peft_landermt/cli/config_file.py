@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,22 +19,13 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: The file is missing, no YAML, or holds something that is no option.
     """
-    path = _config_path(arguments)
-    if path is None:
-        return list(arguments)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", nargs="?")  # without a value, which the subcommand's own parser refuses
+    path = finder.parse_known_args(arguments)[0].config
     command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), None)
-    if command is None:
+    if path is None or command is None:
         return list(arguments)
     return [*arguments[: command + 1], *_options(path), *arguments[command + 1 :]]
-
-
-def _config_path(arguments: Sequence[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return argument.partition("=")[2]
-        if argument == "--config" and index + 1 < len(arguments):
-            return arguments[index + 1]
-    return None
 
 
 def _options(path: str) -> Iterator[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 from ..errors import ConfigError
 from ..translation import evaluate_translation, read_corpus
-from .options import add_model_options, load_adapted_model, parse_assignments, write_json
+from .options import add_model_options, load_adapted_model, parse_assignments, with_texts, write_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
             num_beams=options.num_beams,
             progress=True,
         )
-        results[pair] = {**asdict(score), "sources": sources, "references": references}
+        results[pair] = with_texts(score, sources, references)
         print(
             f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..demo import load_base
 from ..errors import ConfigError, CorpusError
 from ..seq2seq import is_encoder_decoder
+from ..translation import TranslationScores
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -87,6 +89,11 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
             raise ConfigError(option, value, "expected KEY=FILE, each key once, such as en-de=corpus.tsv.")
         parsed[key] = rest
     return parsed
+
+
+def with_texts(score: TranslationScores, sources: list[str], references: list[str]) -> dict[str, Any]:
+    """Scores of a direction with all texts, as `landermt report` reads them."""
+    return {**asdict(score), "sources": sources, "references": references}
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..translation import (
 )
 from ..tuner import LanderConfig
 from ..tuner.adapters import split_adapter
-from .options import add_model_options, load_model, task_type, write_json
+from .options import add_model_options, load_model, task_type, with_texts, write_json
 
 _COMPARED = 4
 """Sentences per direction whose translations by the reloaded adapters are compared with those in memory."""
@@ -135,7 +135,8 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
             after.update(_evaluate(reloaded, tokenizer, corpus, options, [pair]))
 
     for name, scores in (("before", before), ("after", after)):
-        write_json(output / f"scores_{name}.json", {pair: _with_texts(scores[pair], corpus) for pair in pairs})
+        texts = {pair: [lines[: options.test_sentences] for lines in corpus.pair(pair)] for pair in pairs}
+        write_json(output / f"scores_{name}.json", {pair: with_texts(scores[pair], *texts[pair]) for pair in pairs})
     sizes = {pair: (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size for pair, folder in folders.items()}
     results = {
         "pairs": {
@@ -208,12 +209,6 @@ def _evaluate(
         sources, references = (texts[: options.test_sentences] for texts in corpus.pair(pair))
         scores[pair] = evaluate_translation(model, tokenizer, sources, references, pair, batch_size=32, progress=True)
     return scores
-
-
-def _with_texts(score: TranslationScores, corpus: DemoCorpus) -> dict[str, Any]:
-    """A score as `landermt evaluate` writes it."""
-    sources, references = (texts[: len(score.hypotheses)] for texts in corpus.pair(score.language_pair))
-    return {**asdict(score), "sources": sources, "references": references}
 
 
 def _compared(model: Any, tokenizer: Any, corpus: DemoCorpus, pair: str) -> list[str]:

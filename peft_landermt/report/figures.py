@@ -109,18 +109,17 @@ def overlap_of_languages(neuron_map: NeuronMap) -> tuple[list[list[float]], floa
     ]
     count = len(neuron_map.languages)
     jaccard = torch.eye(count)
-    for first, second in itertools.permutations(range(count), 2):
+    for first, second in itertools.combinations(range(count), 2):
         shared = [len(tops[first] & tops[second]) / len(tops[first] | tops[second]) for tops in chosen]
-        jaccard[first, second] = sum(shared) / len(shared) if shared else 0.0
+        jaccard[first, second] = jaccard[second, first] = sum(shared) / len(shared) if shared else 0.0
     share = sum(sizes) / sum(len(entry.owner) for entry in neuron_map.neurons)
     return jaccard.tolist(), share / (2 - share)
 
 
-def overlap(neuron_map: NeuronMap) -> str:
-    """`overlap_of_languages` as a heat map."""
-    values, _ = overlap_of_languages(neuron_map)
+def overlap(values: list[list[float]], languages: Sequence[str]) -> str:
+    """What `overlap_of_languages` found, as a heat map."""
     size = 1.6 + 0.5 * len(values)
-    return _heat_map(_figure(size + 0.8, size), values, neuron_map.languages, neuron_map.languages, "Jaccard index")
+    return _heat_map(_figure(size + 0.8, size), values, languages, languages, "Jaccard index")
 
 
 def conditional_awareness(neuron_map: NeuronMap) -> str:

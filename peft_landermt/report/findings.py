@@ -53,7 +53,7 @@ def find(path: Path) -> Findings:
     """
     if path.is_file():
         return Findings(neuron_maps={path.name: NeuronMap.load(path)})
-    found = Findings()
+    found = Findings(training=_training_logs(path))
     for file in _files(path, "*.safetensors"):
         if _is_neuron_map(file):
             found.neuron_maps[str(file.relative_to(path))] = NeuronMap.load(file)
@@ -62,9 +62,6 @@ def find(path: Path) -> Findings:
         if json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "LANDER" and weights.exists():
             config = LanderConfig.from_pretrained(str(file.parent))
             found.adapters[_name(file.parent, path)] = AdapterFacts(config, weights.stat().st_size / 1e6)
-    for file in _trainer_states(path):
-        state = json.loads(file.read_text(encoding="utf-8"))
-        found.training[_name(_run_folder(file), path)] = state["log_history"]
     for file in _files(path, "*.json"):
         scores = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(scores, dict) and scores and all(_is_score(score) for score in scores.values()):
@@ -106,12 +103,12 @@ def _run_folder(state: Path) -> Path:
     return state.parent.parent if state.parent.name.startswith(_CHECKPOINT) else state.parent
 
 
-def _trainer_states(path: Path) -> list[Path]:
-    """Of every run the state that is furthest."""
-    furthest: dict[Path, tuple[int, Path]] = {}
+def _training_logs(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """`log_history` of every run, from the state that is furthest."""
+    furthest: dict[str, dict[str, Any]] = {}
     for file in sorted(path.rglob(TRAINER_STATE_NAME)):
-        step = json.loads(file.read_text(encoding="utf-8"))["global_step"]
-        run = _run_folder(file)
-        if run not in furthest or step > furthest[run][0]:
-            furthest[run] = (step, file)
-    return [file for _, file in furthest.values()]
+        state = json.loads(file.read_text(encoding="utf-8"))
+        run = _name(_run_folder(file), path)
+        if run not in furthest or state["global_step"] > furthest[run]["global_step"]:
+            furthest[run] = state
+    return {run: state["log_history"] for run, state in furthest.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from peft_landermt import NeuronMap
 from peft_landermt.cli import main
 
+from ..tuner.helpers import LOOPBACK
 from .test_cli import WEIGHTS, Workshop, shop
 
 __all__ = ["shop"]
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def launch(arguments: list[str]) -> str:
     """Run the command in two processes; return what the first printed."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1], "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK, "TQDM_DISABLE": "1"}
     done = subprocess.run(
         [*start, "-m", "peft_landermt.cli", *arguments], env=environment, capture_output=True, text=True, timeout=280
     )

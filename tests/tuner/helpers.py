@@ -26,10 +26,13 @@ KINDS: dict[str, list[str] | None] = {"no-map": None, "one-pair": ["en-de"], "se
 """What adapters differ in most: no neuron map, or a map with one or several pairs."""
 
 
+LOOPBACK = socket.if_nameindex()[0][1]
+"""The first interface of a machine, for gloo, which else takes the one that the machine's name resolves to."""
+
+
 def join_processes(rank: int, world: int, folder: Path) -> None:
     """Make this process one of `world` that talk over gloo; not in a hurry, but not for ever either."""
-    # the loopback interface; gloo else takes the one that the machine's name resolves to
-    os.environ["GLOO_SOCKET_IFNAME"] = socket.if_nameindex()[0][1]
+    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
     store, limit = f"file://{folder}/store", timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
     torch.set_num_threads(1)

@@ -303,7 +303,7 @@ while True:
 def test_a_killed_save_leaves_a_whole_adapter(tmp_path: Path) -> None:
     """Killed at any moment while it saves again and again, each time with one value everywhere."""
     root = str(Path(__file__).parents[2])
-    for wait in (0.0, 0.023):
+    for wait in (0.0, 0.011, 0.023, 0.05):
         script = _SAVE_FOREVER.format(root=root, folder=str(tmp_path))
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None and process.stdout.readline()
