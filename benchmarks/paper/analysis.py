@@ -25,7 +25,7 @@ from torch import nn
 from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.demo import load_base
 
-RESULTS = Path(__file__).parents[1] / "results" / "paper_analysis.json"
+RESULTS = Path(__file__).parent / "results" / "paper_analysis.json"
 
 
 class Tap:

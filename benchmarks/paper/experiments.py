@@ -21,7 +21,8 @@ class Scale:
 
     Attributes:
         rows: Sentence pairs of each direction.
-        search_rows: Sentence pairs of each direction for choosing a learning rate.
+        search_rows: Sentence pairs of each direction for choosing a learning rate; 0: the middle one is taken.
+        num_layers: k, the relevant layers of a direction.
         seeds: One run for each.
         pairs: Directions.
         flores: FLORES-200 devtest lines that are scored.
@@ -30,6 +31,7 @@ class Scale:
 
     rows: int = 400
     search_rows: int = 60
+    num_layers: int = 4
     seeds: tuple[int, ...] = (0,)
     pairs: tuple[str, ...] = DIRECTIONS
     flores: tuple[int, int] = (201, 260)
@@ -53,27 +55,30 @@ LEARNING_RATES = {
     "full": (1e-5, 2e-5, 5e-5),
     "adapter": (2e-4, 5e-4, 1e-3),
     "lora": (2e-4, 5e-4, 1e-3),
-    "lora-ffn": (5e-4, 1e-3, 2e-3),
+    "lora-ffn": (2e-4, 5e-4, 1e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
+    "lander": (2e-4, 5e-4, 1e-3),
+    "lander, rows": (1e-4, 3e-4, 1e-3),
 }
-"""Three for each method; LANDER's are the defaults of `Run`."""
+"""Three for each method; adapters of whole rows, without factors, have their own."""
 
 LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
-ROWS_ONLY = (1e-4, 3e-4, 1e-3)
-"""Learning rates for adapters without factors."""
 
 
 def baseline(method: str, scale: Scale, **changes: Any) -> Run:
-    changes.setdefault("learning_rates", LEARNING_RATES.get(method, ()))
-    return Run(method, scale.pairs, rows=scale.rows, search_rows=scale.search_rows, **changes)
+    return Run(method, scale.pairs, scale.rows, _learning_rates(method, scale), scale.search_rows, **changes)
 
 
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
     """LANDER with the library's defaults, but for what is named."""
-    changes: dict[str, Any] = {"detection": detection or {}, "options": options}
-    if options.get("general_rank", 16) is None:
-        changes["learning_rates"] = ROWS_ONLY
-    return Run("lander", scale.pairs, rows=scale.rows, search_rows=scale.search_rows, **changes)
+    rates = _learning_rates("lander, rows" if options.get("general_rank", 16) is None else "lander", scale)
+    detection = {"num_layers": scale.num_layers, **(detection or {})}
+    return Run("lander", scale.pairs, scale.rows, rates, scale.search_rows, detection=detection, options=options)
+
+
+def _learning_rates(method: str, scale: Scale) -> tuple[float, ...]:
+    rates = LEARNING_RATES.get(method, ())
+    return rates if scale.search_rows else rates[1:2]
 
 
 def table1(scale: Scale) -> list[Named]:
@@ -112,13 +117,13 @@ def choices(scale: Scale) -> list[Named]:
         Named("normalize_awareness=False", lander(scale, {"normalize_awareness": False})),
         Named("activation_statistic=mean_abs", lander(scale, {"activation_statistic": "mean_abs"})),
         *(Named(f"general_rank={rank}", lander(scale, general_rank=rank)) for rank in (None, 4, 64)),
-        Named("LoRA on the same FFNs", baseline("lora-ffn", scale)),
+        Named("LoRA on the same FFNs", baseline("lora-ffn", scale, detection={"num_layers": scale.num_layers})),
     ]
 
 
 def layers(scale: Scale) -> list[Named]:
     """Figure 10: k, the number of relevant layers of a pair."""
-    return [Named(f"k={count}", lander(scale, {"num_layers": count})) for count in (1, 2, 4, 6, 8, 10, 14)]
+    return [Named(f"k={count}", lander(replace(scale, num_layers=count))) for count in (1, 2, 4, 7, 10, 14, 18)]
 
 
 def ratio(scale: Scale) -> list[Named]:

@@ -23,13 +23,14 @@ from common import append_result
 from experiments import DIRECTIONS, EXPERIMENTS, Scale, plan
 from methods import Run, Workbench
 
-RESULTS = Path(__file__).parents[1] / "results" / "paper.jsonl"
+RESULTS = Path(__file__).parent / "results" / "paper.jsonl"
 
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--rows", type=int, default=400, help="sentence pairs per direction")
-    parser.add_argument("--search-rows", type=int, default=60, help="the same, for choosing a learning rate")
+    parser.add_argument("--search-rows", type=int, default=60, help="to choose a learning rate by; 0: no choice")
+    parser.add_argument("--num-layers", type=int, default=4, help="k, relevant layers of a direction")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
@@ -40,7 +41,8 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
 
 def read_scale(args: argparse.Namespace) -> Scale:
     news = tuple(args.news_lines) if args.news_lines else None
-    return Scale(args.rows, args.search_rows, tuple(args.seeds), tuple(args.pairs), tuple(args.test_lines), news)
+    seeds, pairs, lines = tuple(args.seeds), tuple(args.pairs), tuple(args.test_lines)
+    return Scale(args.rows, args.search_rows, args.num_layers, seeds, pairs, lines, news)
 
 
 def done(path: Path, model: str, scale: Scale) -> dict[str, dict[str, Any]]:
@@ -74,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, flores200/ and test/")
     add_scale_options(parser)
+    parser.add_argument("--labels", nargs="+", help="only these runs of the experiments, as the tables call them")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
@@ -85,7 +88,7 @@ def main() -> None:
     for experiment, labels in plan(args.experiments, scale).items():
         for label, runs in labels.items():
             for run in runs:
-                if run.key not in finished:
+                if run.key not in finished and label in (args.labels or labels):
                     waiting.setdefault(run.key, (f"{experiment}: {label}, seed {run.seed}", run))
     print(f"{len(finished)} runs are done, {len(waiting)} to do", flush=True)
     if args.dry_run:
