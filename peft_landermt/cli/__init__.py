@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError
 from ..version import __version__
-from . import detect, evaluate, inspect, join, quickstart, report, split, train, translate
+from . import detect, evaluate, inspect, join, merge, quickstart, report, split, train, translate
 from .config_file import expand
 
-_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join)
+_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join, merge)
 
 
 def make_parser() -> argparse.ArgumentParser:

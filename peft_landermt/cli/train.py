@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, ...")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, and train nothing")
     group = parser.add_argument_group("adapter")
     group.add_argument("--car", choices=("off", "paper", "proportional", "token", "learned"), default="off")
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
             save_total_limit=2,
             logging_first_step=True,
             logging_steps=10,
-            report_to=[],
+            report_to=options.report_to,
             seed=options.seed,
             use_cpu=base.device.type == "cpu",
         ),

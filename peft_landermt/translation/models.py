@@ -20,6 +20,12 @@ def row_parameters(model: nn.Module) -> list[nn.Parameter]:
     return find() if callable(find) else []
 
 
+def training_metrics(model: nn.Module) -> dict[str, float]:
+    """What training has done to LANDER adapters, as scalars for a log; nothing for other models."""
+    find = getattr(model, "training_metrics", None)
+    return find() if callable(find) else {}
+
+
 def accepts_logits_to_keep(model: nn.Module) -> bool:
     """Whether the transformers model can be asked for the logits of its last positions only."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

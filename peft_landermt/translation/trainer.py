@@ -14,7 +14,8 @@ from ..errors import ConfigError, CorpusError
 from ..padding import IGNORED
 from ..seq2seq import is_encoder_decoder
 from .collator import TranslationCollator
-from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full
+from .losses import PairLosses
+from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full, training_metrics
 from .scoring import evaluate_translation
 
 
@@ -24,6 +25,10 @@ class LanderTrainer(Trainer):
     Pairs may be mixed within a batch. The model can be a LANDER model, a base model or one of another PEFT method, so
     that baselines see the same rows in the same order. Logits are computed only where there are labels, if the model
     can do that.
+
+    Beside the scalars of `transformers.Trainer`, every log, and so every tracker in `args.report_to`, has the loss of
+    each pair (`loss_en-de`, `eval_loss_en-de`) and what [`LanderModel.training_metrics`] tells of the adapter: how far
+    the weights of each language's neurons have moved (`change_general`, `change_de`), and gates.
 
     Args:
         model: The model to train.
@@ -68,6 +73,7 @@ class LanderTrainer(Trainer):
         self.row_lr_ratio = row_lr_ratio
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
+        self.pair_losses = {"train": PairLosses(), "eval": PairLosses()}
         super().__init__(
             model=model,
             args=args,
@@ -124,7 +130,21 @@ class LanderTrainer(Trainer):
         if "labels" in inputs and accepts_logits_to_keep(plain):
             inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        logits = getattr(outputs, "logits", None)
+        if pairs is not None and labels is not None and logits is not None:
+            self.pair_losses["train" if model.training else "eval"].add(
+                pairs, logits, labels, shifted=is_encoder_decoder(plain)
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what `transformers.Trainer` does and, while training, the loss of every pair, changes and gates."""
+        if "loss" in logs:
+            by_pair = {f"loss_{pair}": loss for pair, loss in self.pair_losses["train"].take().items()}
+            logs = {**logs, **by_pair, **training_metrics(self.accelerator.unwrap_model(self.model))}
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saved_in_full(self.accelerator.unwrap_model(self.model)):
@@ -133,16 +153,18 @@ class LanderTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and, with `predict_with_generate`, BLEU and chrF++ of the evaluation rows."""
+        """Loss of all rows and of every pair and, with `predict_with_generate`, BLEU and chrF++."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if not self.predict_with_generate or isinstance(rows, dict):
+        if isinstance(rows, dict):
             return metrics  # for several data sets, transformers calls this once for each
-        if isinstance(rows, str):
-            rows = self.eval_dataset[rows]
-        scores = self._score(rows, metric_key_prefix)
-        self.log(scores)
-        return {**metrics, **scores}
+        by_pair = self.pair_losses["eval"].take()
+        found = {f"{metric_key_prefix}_loss_{pair}": loss for pair, loss in by_pair.items()}
+        if self.predict_with_generate:
+            found |= self._score(self.eval_dataset[rows] if isinstance(rows, str) else rows, metric_key_prefix)
+        if found:
+            self.log(found)
+        return {**metrics, **found}
 
     def _score(self, rows: Any, prefix: str) -> dict[str, float]:
         by_pair: dict[str, list[Any]] = defaultdict(list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class NeuronBlocks(nn.Module):
         self.projections = projections
         self.may_be_absent = False
         self._shared: set[str] = set()
+        self._observed: dict[str, torch.Tensor] = {}
         for block, count in {GENERAL_BLOCK: layout.general, **layout.specific}.items():
             self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
@@ -223,6 +224,33 @@ class NeuronBlocks(nn.Module):
         for language in self.layout.languages(pair):
             masks[1, self.neurons(language)] = True
         return masks[0], masks[1]
+
+    @torch.no_grad()
+    def observe_gates(
+        self, pairs: Sequence[str | None], pair_of_sample: torch.Tensor | None, gates: torch.Tensor
+    ) -> None:
+        """Remember the mean gates of a training batch, for [`take_observed_gates`].
+
+        Args:
+            pairs: Distinct pairs of the samples.
+            pair_of_sample: (n,); for each sample the index of its pair in `pairs`; None for a single pair.
+            gates: (n, ..., 2); general and specific, of every token, padding included.
+        """
+        if not self.training or torch.compiler.is_compiling():
+            return
+        of_sample = gates.detach().float().reshape(gates.shape[0], -1, 2).mean(dim=1)
+        counted = torch.cat([of_sample, torch.ones_like(of_sample[:, :1])], dim=1)
+        for index, pair in enumerate(pairs):
+            if pair is not None:
+                chosen = counted if pair_of_sample is None else counted * (pair_of_sample == index).unsqueeze(1)
+                seen = self._observed.get(pair)
+                self._observed[pair] = chosen.sum(dim=0) if seen is None else seen + chosen.sum(dim=0)
+
+    def take_observed_gates(self) -> dict[str, tuple[float, float]]:
+        """Mean gates (general, specific) by pair over the samples that were trained on since the last call."""
+        sums = {pair: tensor.tolist() for pair, tensor in self._observed.items()}
+        self._observed.clear()
+        return {pair: (general / count, specific / count) for pair, (general, specific, count) in sums.items()}
 
     def extra_repr(self) -> str:
         parts: dict[str, Any] = {"general": self.layout.general, **self.layout.specific, "of": self.layout.neurons}

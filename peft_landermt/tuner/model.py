@@ -21,6 +21,7 @@ from .blocks import BlockLayout
 from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs
 from .config import LanderConfig
 from .layer import LanderFFN
+from .monitor import mean_gates, relative_changes
 from .routing import Routing
 from .sharing import share_equal_tensors
 from .state import find_missing, is_delta, validate_state
@@ -274,6 +275,24 @@ class LanderModel(BaseTuner):
             for name in layer.lander_blocks:
                 rows.extend(layer.blocks(name).rows_beside_factors())
         return [row for row in rows if row.requires_grad]
+
+    def training_metrics(self) -> dict[str, float]:
+        """What training has done to the active adapters so far, as scalars for a log.
+
+        Returns:
+            `change_{block}`: ‖ΔW‖ / ‖W‖ over the block's neurons, for `general` and every language. With a gate also
+            `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over the tokens trained on since
+            the last call. With several active adapters, names begin with the adapter's.
+        """
+        layers, metrics = self._layers(), {}
+        for adapter in self.active_adapters:
+            prefix = f"{adapter}/" if len(self.active_adapters) > 1 else ""
+            for block, change in relative_changes(layers, adapter).items():
+                metrics[f"{prefix}change_{block}"] = change
+            for pair, (general, specific) in mean_gates(layers, adapter).items():
+                metrics[f"{prefix}gate_general_{pair}"] = general
+                metrics[f"{prefix}gate_specific_{pair}"] = specific
+        return metrics
 
     # State
 

@@ -90,7 +90,9 @@ class Group:
             indices = [self.blocks.pair_index(pair) for pair in self.rows.pairs]
             by_pair = self.blocks.gates[indices]
             chosen = by_pair[0] if self.rows.pair_of_sample is None else by_pair[self.rows.pair_of_sample]
-            offset = learned_gates(states, chosen) - 1
+            gates = learned_gates(states, chosen)
+            self.blocks.observe_gates(self.rows.pairs, self.rows.pair_of_sample, gates)
+            offset = gates - 1
             return (1 + offset[..., :1] * general + offset[..., 1:] * specific).to(states.dtype)
         sums = self.blocks.get_buffer("awareness_sums")[[self.blocks.pair_index(pair) for pair in self.rows.pairs]]
         values = torch.stack(constant_gates(car, sums[:, 0], sums[:, 1]), dim=-1)
@@ -112,6 +114,7 @@ class Group:
         awareness = self.per_sample(self.blocks.get_buffer("mean_token_awareness")[indices], hidden.dim())
         general, specific = self.masks(hidden.dim())
         self.delta_gates = token_gates(hidden, gradient, general, specific, awareness)
+        self.blocks.observe_gates(self.rows.pairs, self.rows.pair_of_sample, self.delta_gates)
 
     def specific_mask(self, like: torch.Tensor, parts: int = 1) -> torch.Tensor | None:
         """Which of the concatenated specific neurons each sample uses: (n, 1, ..., s); None where all do.

@@ -251,6 +251,30 @@ def test_split_and_join(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFi
         assert translate(alone, tokenizer, SENTENCES["en"], pair) == expected[pair]
 
 
+def test_merge(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder loads in a process that cannot import this package, and translates as the adapter does."""
+    pair, out = "de-en", tmp_path / "model"
+    given = [*shop.model, "--adapter", str(shop.adapter), "--output", str(out)]
+    assert main(["merge", *given]) == 2
+    assert "pass language_pairs" in capsys.readouterr().err and not out.exists()
+    assert main(["merge", *given, "--pair", pair]) == 0
+    assert capsys.readouterr().out == f"written: {out}\n"
+    script = (
+        "import sys; sys.modules['peft_landermt'] = sys.modules['peft'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r})\n"
+        f"ids = AutoTokenizer.from_pretrained({str(out)!r})('We drink', return_tensors='pt')\n"
+        "print(model.generate(**ids, max_new_tokens=12, do_sample=False).tolist())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    model, tokenizer = adapted(shop)
+    model.set_language_pair(pair)
+    ids = tokenizer("We drink", return_tensors="pt")
+    assert json.loads(run.stdout) == model.generate(**ids, max_new_tokens=12, do_sample=False).tolist()
+    assert main(["merge", *given, "--pair", pair]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [["--dtype", "bfloat16"], ["--dtype", "float32"]], ids=" ".join)
 def test_dtype(shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]) -> None:
     seen: list[torch.dtype] = []

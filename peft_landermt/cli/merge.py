@@ -1,0 +1,40 @@
+"""`landermt merge`: a plain model with an adapter in its weights, for programs that know nothing of adapters."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterError, ConfigError
+from .options import add_model_options, load_adapted_model
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "merge",
+        help="write a plain model for one pair",
+        description="Write an adapter into the weights of its base, for one language pair. The folder loads with "
+        "transformers alone, and so with vLLM, llama.cpp's converter and others that read such folders.",
+        epilog="example:\n  landermt merge --adapter out --pair en-de --output model-en-de",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser, adapter=True)
+    parser.add_argument("--pair", help="direction, such as en-de; needed where the adapter holds several")
+    parser.add_argument("--output", required=True, help="folder to write, which must not exist or be empty")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if not options.adapter:
+        raise AdapterError("--adapter", None, "name the adapter folder to merge.")
+    folder = Path(options.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("--output", options.output, "is there already; name a folder that is not, or is empty.")
+    model, tokenizer = load_adapted_model(options)
+    if options.pair:
+        model.set_language_pair(options.pair)
+    merged = model.merge_and_unload(safe_merge=True)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"written: {folder}")

@@ -1,0 +1,78 @@
+"""What training does to an adapter, in a few numbers: how far weights have moved, and how open gates are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+
+from ..ffn import has_dense_weight, weight_rows
+from .layer import INPUT_DEPENDENT, LanderFFN
+from .routing import constant_gates
+
+
+@torch.no_grad()
+def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, float]:
+    """How far every block has moved the weights of its neurons: ‖ΔW‖ / ‖W‖.
+
+    Frobenius norms over the rows (columns of the output projection) of the block's neurons, all FFNs together.
+
+    Args:
+        layers: Adapted FFNs.
+        adapter_name: An adapter.
+
+    Returns:
+        A number for `general` and for every language whose neurons are tuned; none for FFNs whose base weight cannot
+        be read as a matrix, because it is quantized, offloaded or split.
+    """
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for layer in layers:
+        if adapter_name not in layer.lander_blocks:
+            continue
+        blocks = layer.blocks(adapter_name)
+        for projection in layer.projection_names:
+            base = layer.base_layer.get_submodule(projection)
+            if not has_dense_weight(base):
+                continue
+            for block in blocks.layout.tuned_blocks:
+                axis = 1 if projection == layer.output_name else 0
+                rows = weight_rows(base).index_select(axis, blocks.neurons(block, projection))
+                squares[block][0] += float(blocks.rows(block, projection).float().square().sum())
+                squares[block][1] += float(rows.float().square().sum())
+    return {block: (delta / base) ** 0.5 for block, (delta, base) in squares.items() if base}
+
+
+@torch.no_grad()
+def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tuple[float, float]]:
+    """Gates of the general and of the specific neurons, for every pair, mean over the FFNs that it concerns.
+
+    With `car="learned"` and `"token"` over the tokens that went through since the last call, in training mode; pairs
+    without a token are left out. With `"paper"` and `"proportional"` the constants (eq. 6 to 8).
+
+    Args:
+        layers: Adapted FFNs.
+        adapter_name: An adapter.
+
+    Returns:
+        (general, specific) by pair; nothing with `car="off"`.
+    """
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for layer in layers:
+        if adapter_name not in layer.lander_blocks:
+            continue
+        blocks = layer.blocks(adapter_name)
+        car = blocks.layout.car
+        if car == "off":
+            continue
+        seen = blocks.take_observed_gates() if car in INPUT_DEPENDENT else {}
+        for index, pair in enumerate(blocks.layout.language_pairs):
+            if car not in INPUT_DEPENDENT:
+                specific, general = blocks.get_buffer("awareness_sums")[index].tolist()
+                found[pair].append(constant_gates(car, specific, general))
+            elif pair in seen:
+                found[pair].append(seen[pair])
+    return {
+        pair: tuple(sum(side) / len(side) for side in zip(*gates, strict=True))
+        for pair, gates in found.items()
+    }
