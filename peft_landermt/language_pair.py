@@ -120,6 +120,11 @@ def two_letter_code(code: str) -> str:
     return _TWO_LETTERS.get(language, language)
 
 
+def flores_code(code: str) -> str:
+    """Code in FLORES-200 (`de` → `deu_Latn`); the code itself where it names a script, or the table has none."""
+    return code if "_" in code else FLORES_CODES.get(two_letter_code(code), code)
+
+
 def language_name(code: str) -> str:
     """English name of a language (`de` → `German`); the code itself where the table has none."""
     return LANGUAGE_NAMES.get(two_letter_code(code), code)

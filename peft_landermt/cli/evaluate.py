@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -24,6 +25,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--num-beams", type=int, default=1)
     parser.add_argument("--limit", type=int, help="score only this many sentences of each corpus")
     parser.add_argument("--output", help="JSON file for scores, signatures and translations")
+    parser.add_argument(
+        "--texts",
+        help="folder for sources, translations and references, line by line: en-de.src, en-de.hyp, en-de.ref",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,9 +53,19 @@ def run(options: argparse.Namespace) -> None:
             progress=True,
         )
         results[pair] = with_texts(score, sources, references)
+        if options.texts:
+            write_lines(Path(options.texts), pair, src=sources, hyp=score.hypotheses, ref=references)
         print(
             f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
         )
         print(f"{score.bleu_signature}\n{score.chrf_signature}")
     if options.output:
         write_json(options.output, results)
+
+
+def write_lines(folder: Path, name: str, **texts: list[str]) -> None:
+    """Write lists of sentences as line-aligned files, one for each keyword."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, lines in texts.items():
+        content = "".join(" ".join(line.splitlines()) + "\n" for line in lines)
+        (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")

@@ -22,13 +22,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train an adapter",
-        description="Train an adapter for one or more language pairs. Corpora: TSV, JSON lines, the common prefix of "
-        "two line-aligned files (corpus for corpus.en and corpus.de), or the name of a data set.",
+        description="Train an adapter for one or more language pairs. Corpora: TSV, JSON lines, TMX, the common "
+        "prefix of two line-aligned files (corpus for corpus.en and corpus.de), or the name of a data set.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")
+    parser.add_argument("--check-languages", action="store_true", help="leave out what is in another language")
     parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
     parser.add_argument("--output", required=True, help="adapter folder to write")
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for pair, path in parse_assignments(options.data, "--data").items():
         read = read_corpus(path, pair)
-        corpus, report = clean(read)
+        corpus, report = clean(read, check_languages=options.check_languages)
         unreadable = "".join(f"; {count} rows skipped: {reason}" for reason, count in read.skipped.items())
         if is_main(options):
             print(f"{pair}: {report}{unreadable}")

@@ -2,8 +2,10 @@
 
 from .cleaning import CleaningReport, clean
 from .collator import TranslationCollator
-from .corpus import Corpus, TranslationExample, read_corpus, read_dataset, read_jsonl, read_moses, read_tsv
+from .corpus import Corpus, TranslationExample
+from .data_sets import read_corpus, read_dataset
 from .decoding import translate
+from .files import read_jsonl, read_moses, read_tmx, read_tsv
 from .scoring import TranslationScores, evaluate_translation, score_translations
 from .templates import TEMPLATES, build_prompt
 from .trainer import LanderTrainer
@@ -23,6 +25,7 @@ __all__ = [
     "read_dataset",
     "read_jsonl",
     "read_moses",
+    "read_tmx",
     "read_tsv",
     "score_translations",
     "translate",

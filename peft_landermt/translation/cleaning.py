@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from ..errors import CorpusError
 from ..language_pair import parse_pair
 from .corpus import Corpus, TranslationExample
+from .identification import may_be
 
 RULES: tuple[str, ...] = ("empty", "too_long", "length_ratio", "copy", "duplicate")
-"""Names of the rules, in the order in which they are applied."""
+"""Names of the rules, in the order in which they are applied; `language`, where it is asked for, before the last."""
 
 _CHARACTER_WEIGHTS = {"zh": 3, "ja": 3, "ko": 2}
 """About how many characters of an alphabetic script one character of these languages is worth."""
@@ -26,7 +27,7 @@ class CleaningReport:
 
     Attributes:
         kept: Number of examples kept.
-        removed: Number of examples removed by each rule; all of `RULES`, in order.
+        removed: Number of examples removed by each rule, in order.
     """
 
     kept: int
@@ -38,7 +39,7 @@ class CleaningReport:
 
 
 def clean(
-    corpus: Corpus, *, max_characters: int = 1000, max_length_ratio: float = 4.0
+    corpus: Corpus, *, max_characters: int = 1000, max_length_ratio: float = 4.0, check_languages: bool = False
 ) -> tuple[Corpus, CleaningReport]:
     """Normalise the text of a corpus and leave out the examples that break a rule.
 
@@ -52,29 +53,33 @@ def clean(
       times 3 for Chinese and Japanese and times 2 for Korean, whose characters say more. Only applied where the
       longer side, measured so, is longer than 20.
     - `copy`: source and target are the same but for case.
+    - `language`: with `check_languages`, a side is in another language than it should be. Only applied to text of more
+      than 20 characters, in languages that py3langid knows.
     - `duplicate`: an earlier example of the same language pair has the same source and target.
 
     Args:
         corpus: What to clean; left as it is.
         max_characters: Most characters (Unicode code points) a sentence may have.
         max_length_ratio: Highest ratio of the lengths of a pair, at least 1.
+        check_languages: Whether to identify languages; needs the extra `langid`.
 
     Returns:
         The cleaned corpus, with the order and the `skipped` counts of `corpus`, and what was removed.
 
     Raises:
-        CorpusError: A limit is out of range, or no example is left.
+        CorpusError: A limit is out of range, no example is left, or languages cannot be identified.
         LanguagePairError: An example has a malformed language pair.
     """
     if max_characters < 1:
         raise CorpusError("max_characters", max_characters, "must be at least 1.")
     if not max_length_ratio >= 1:  # so written, it refuses NaN
         raise CorpusError("max_length_ratio", max_length_ratio, "must be at least 1.")
-    removed = dict.fromkeys(RULES, 0)
+    removed = dict.fromkeys([*RULES[:-1], *(["language"] if check_languages else []), RULES[-1]], 0)
     kept: dict[TranslationExample, None] = {}
     for raw in corpus:
         example = TranslationExample(_normalise(raw.source), _normalise(raw.target), raw.language_pair)
-        rule = _broken_rule(example, max_characters, max_length_ratio) or ("duplicate" if example in kept else None)
+        rule = _broken_rule(example, max_characters, max_length_ratio, check_languages)
+        rule = rule or ("duplicate" if example in kept else None)
         if rule is None:
             kept[example] = None
         else:
@@ -89,7 +94,9 @@ def _normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _broken_rule(example: TranslationExample, max_characters: int, max_length_ratio: float) -> str | None:
+def _broken_rule(
+    example: TranslationExample, max_characters: int, max_length_ratio: float, check_languages: bool
+) -> str | None:
     """The first broken rule, of those that look at one example alone."""
     source, target = example.source, example.target
     if not source or not target:
@@ -102,6 +109,8 @@ def _broken_rule(example: TranslationExample, max_characters: int, max_length_ra
         return "length_ratio"
     if source.casefold() == target.casefold():
         return "copy"
+    if check_languages and not (may_be(source, pair.source) and may_be(target, pair.target)):
+        return "language"
     return None
 
 

@@ -72,7 +72,4 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
                 found[pair].append(constant_gates(car, specific, general))
             elif pair in seen:
                 found[pair].append(seen[pair])
-    return {
-        pair: tuple(sum(side) / len(side) for side in zip(*gates, strict=True))
-        for pair, gates in found.items()
-    }
+    return {pair: tuple(sum(side) / len(side) for side in zip(*gates, strict=True)) for pair, gates in found.items()}

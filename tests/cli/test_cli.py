@@ -184,6 +184,7 @@ def test_train_without_a_map(shop: Workshop, tmp_path: Path, capsys: pytest.Capt
 def test_evaluate(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_adapter: bool) -> None:
     path = tmp_path / "scores.json"
     options = ["--limit", "3", "--batch-size", "2", "--num-beams", "2", "--output", str(path)]
+    options += ["--texts", str(tmp_path / "texts")]
     adapter = ["--adapter", str(shop.adapter)] if with_adapter else []
     assert main(["evaluate", *shop.model, *adapter, *shop.data, *options]) == 0
     out = capsys.readouterr().out
@@ -199,6 +200,9 @@ def test_evaluate(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[
         counts = f"{expected.num_empty} | {expected.num_runaway}"
         assert f"| {pair} | {expected.bleu:.2f} | {expected.chrf:.2f} | {counts} |\n" in out
         assert expected.bleu_signature in out
+        for ending, lines in (("src", sources), ("hyp", expected.hypotheses), ("ref", references)):
+            written = (tmp_path / "texts" / f"{pair}.{ending}").read_text(encoding="utf-8")
+            assert written.split("\n") == [*lines, ""]
 
 
 def test_report_of_a_run(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from peft_landermt.demo import DemoCorpus, load_demo_corpus
 from peft_landermt.errors import LanguagePairError
-from peft_landermt.translation import TranslationExample, clean
-from peft_landermt.translation.corpus import Corpus
+from peft_landermt.translation import Corpus, TranslationExample, clean
 
 LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
 PARTS = ("calibration", "train", "test")

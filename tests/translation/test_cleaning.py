@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from peft_landermt.demo import load_demo_corpus
 from peft_landermt.errors import CorpusError
+from peft_landermt.translation import Corpus, TranslationExample
 from peft_landermt.translation.cleaning import RULES, CleaningReport, clean
-from peft_landermt.translation.corpus import Corpus, TranslationExample
+from peft_landermt.translation.identification import _identifier
 
 GOOD = TranslationExample("The house is old.", "Das Haus ist alt.", "en-de")
 
@@ -132,3 +135,34 @@ def test_nothing_left_is_an_error_with_all_counts() -> None:
         "corpus='2 sentence pairs': cleaning leaves none of them "
         "(empty 1, too_long 0, length_ratio 0, copy 1, duplicate 0); check the corpus and the limits."
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pair", "rule"),
+    [
+        ("The museum opens at nine o'clock.", "Das Museum öffnet um neun Uhr.", "en-de", None),
+        ("Das Museum öffnet um neun Uhr.", "The museum opens at nine o'clock.", "en-de", "language"),
+        ("The museum opens at nine o'clock.", "Le musée ouvre à neuf heures.", "en-de", "language"),
+        ("The museum opens at nine o'clock.", "Le musée ouvre à neuf heures.", "eng_Latn-fra_Latn", None),
+        ("The museum opens at nine o'clock.", "博物馆早上九点钟开门，下午五点钟关门，欢迎大家来参观。", "en-zh", None),
+        ("Bonjour.", "Buongiorno.", "en-de", None),  # short
+        ("The museum opens at nine o'clock.", "Le musée ouvre à neuf heures.", "en-yi", None),  # not known
+    ],
+)
+def test_languages(source: str, target: str, pair: str, rule: str | None) -> None:
+    assert removed_by(source, target, pair, check_languages=True) == rule
+    assert removed_by(source, target, pair) is None
+
+
+def test_the_whole_demo_corpus_is_in_its_languages() -> None:
+    corpus = load_demo_corpus()
+    for pair in ("en-de", "fr-it", "ar-zh"):
+        examples = [TranslationExample(*texts, pair) for texts in zip(*corpus.pair(pair), strict=True)]
+        assert clean(Corpus(examples), check_languages=True)[1].removed["language"] == 0
+
+
+def test_identification_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    _identifier.cache_clear()
+    with pytest.raises(CorpusError, match=r"check_languages=True: needs py3langid; run pip install"):
+        clean(Corpus([GOOD]), check_languages=True)

@@ -15,13 +15,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from peft_landermt.errors import CorpusError, LanguagePairError
-from peft_landermt.translation.corpus import (
+from peft_landermt.translation import (
     Corpus,
     TranslationExample,
     read_corpus,
     read_dataset,
     read_jsonl,
     read_moses,
+    read_tmx,
     read_tsv,
 )
 
@@ -297,3 +298,71 @@ def test_moses_and_datasets_without_a_usable_row(tmp_path: Path) -> None:
 def test_malformed_pair_is_refused_before_anything_is_read(read: Callable[..., Corpus], pair: str) -> None:
     with pytest.raises(LanguagePairError, match="language_pair="):
         read("unread", pair)
+
+
+TMX = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE tmx SYSTEM "tmx14.dtd">
+<tmx version="1.4"><header srclang="en"/><body>
+<tu><note>ours</note><tuv xml:lang="de-DE"><seg>Das Haus ist alt.</seg></tuv>
+<tuv xml:lang="EN-us"><prop type="x">y</prop>
+<seg>The <bpt i="1">&lt;b&gt;</bpt>house<ept i="1">&lt;/b&gt;</ept> is old.</seg></tuv></tu>
+<tu><tuv lang="en"><seg>We <hi>drink</hi> tea.<ph>&lt;br/&gt;</ph></seg></tuv>
+<tuv lang="de"><seg>Wir trinken Tee.</seg></tuv></tu>
+<tu><tuv xml:lang="en"><seg>Good morning.</seg></tuv><tuv xml:lang="fr"><seg>Bonjour.</seg></tuv></tu>
+</body></tmx>
+"""
+
+
+@pytest.mark.parametrize("name", ["memory.tmx", "memory.tmx.gz"])
+def test_tmx(tmp_path: Path, name: str) -> None:
+    """Codes of regions, of either case, attributes of TMX 1.1, inline codes left out and marked text kept."""
+    path = write(tmp_path / name, TMX)
+    for corpus in (read_tmx(path, PAIR), read_corpus(path, PAIR)):
+        assert corpus.examples == EXAMPLES
+        assert corpus.skipped == {"missing column": 1}
+    assert [example.target for example in read_tmx(path, "en-fr")] == ["Bonjour."]
+
+
+def test_tmx_finds_the_exact_region_first(tmp_path: Path) -> None:
+    variants = "".join(f'<tuv xml:lang="{code}"><seg>{code}</seg></tuv>' for code in ("en", "pt-PT", "pt-BR"))
+    path = write(tmp_path / "memory.tmx", f"<tmx><body><tu>{variants}</tu></body></tmx>")
+    assert [example.target for example in read_tmx(path, "en-pt_BR")] == ["pt-BR"]
+    assert [example.target for example in read_tmx(path, "en-pt")] == ["pt-PT"]
+
+
+def test_damaged_tmx(tmp_path: Path) -> None:
+    path = write(tmp_path / "memory.tmx", TMX[: TMX.index("</body>")])
+    fails(lambda: read_tmx(path, PAIR), "path", str(path), "not well-formed XML", "line 10")
+    fails(lambda: read_tmx(tmp_path / "none.tmx", PAIR), "path", str(tmp_path / "none.tmx"), "no such file")
+    empty = write(tmp_path / "empty.tmx", "<tmx><body/></tmx>")
+    fails(lambda: read_tmx(empty, PAIR), "path", str(empty), "no usable row")
+
+
+def write_configs(folder: Path, rows: dict[str, list[Any]]) -> Path:
+    """A data set of several configurations, as repositories on the Hub have them."""
+    entries = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in rows]
+    write(folder / "README.md", "---\nconfigs:\n" + "".join(entries) + "---\n")
+    for name, content in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", content)
+    return folder
+
+
+@pytest.mark.parametrize("pair", ["en-de", "de-en"])
+def test_the_configuration_of_a_pair_is_found(tmp_path: Path, pair: str) -> None:
+    """As in OPUS-100 and WMT: one configuration for both directions, named with one of them."""
+    rows = {"de-en": [{"translation": {"en": en, "de": de}} for en, de in TEXTS]}
+    rows["en-fr"] = [{"translation": {"en": "tea", "fr": "thé"}}]
+    corpus = read_corpus(write_configs(tmp_path / "opus", rows), pair)
+    expected = TEXTS if pair == "en-de" else [(de, en) for en, de in TEXTS]
+    assert [(example.source, example.target) for example in corpus] == expected
+
+
+def test_flores_columns(tmp_path: Path) -> None:
+    rows = {
+        "eng_Latn-deu_Latn": [{"sentence_eng_Latn": en, "sentence_deu_Latn": de, "id": 1} for en, de in TEXTS],
+        "eng_Latn-fra_Latn": [{"sentence_eng_Latn": "tea", "sentence_fra_Latn": "thé", "id": 1}],
+    }
+    folder = write_configs(tmp_path / "flores", rows)
+    assert read_dataset(folder, "en-de").examples == EXAMPLES
+    assert [example.source for example in read_dataset(folder, "de-en")] == [de for _, de in TEXTS]
+    fails(lambda: read_dataset(folder, "en-it"), "name_or_path, split", (str(folder), "train"), "eng_Latn-fra_Latn")
