@@ -108,7 +108,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
 
     def _adapted_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         states = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        groups = self._groups(states)
+        groups = self.routing.keep((id(self), states.shape[0], states.device), lambda: self._groups(states))
         if not groups:
             return self.base_layer(*args, **kwargs)
         for group in groups:
@@ -144,9 +144,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
                 if isinstance(base, AdaptedProjection):
                     base.called = True  # by the one that takes its place within a checkpointed decoder layer
                     base = base.base
-                is_output = name == self.output_name
-                adapted = AdaptedProjection(base, name, groups, batch, is_output, self.routing.folded)
-                modules[name] = adapted
+                modules[name] = self._adapted(name, base, groups, batch)
             yield
             for name in originals:
                 if not modules[name].called:  # type: ignore[union-attr]
@@ -158,6 +156,13 @@ class LanderFFN(nn.Module, BaseTunerLayer):
                     )
         finally:
             modules.update(originals)
+
+    def _adapted(self, name: str, base: nn.Module, groups: list[Group], batch: int) -> AdaptedProjection:
+        keep, is_output = self.routing.keep, name == self.output_name
+        key = (id(self), name, id(groups), batch)
+        adapted = keep(key, lambda: AdaptedProjection(base, name, groups, batch, is_output, keep))
+        adapted.called = False
+        return adapted
 
     @contextmanager
     def _adapted_recomputation(self, groups: list[Group], batch: int) -> Iterator[None]:

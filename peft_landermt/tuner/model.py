@@ -195,14 +195,14 @@ class LanderModel(BaseTuner):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` of the base model; the route was made by `_enable_peft_forward_hooks`.
 
-        Weights with their deltas folded in are kept from token to token.
+        Weights with their deltas folded in, and deltas put together for products, are kept from token to token.
         """
         kwargs.pop("language_pairs", None)
-        self.routing.folded = {}
+        self.routing.kept = {}
         try:
             return self.model.generate(*args, **kwargs)
         finally:
-            self.routing.folded = None
+            self.routing.kept = None
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..ffn import is_plain_linear, weight_rows
 from .blocks import GENERAL_BLOCK, NeuronBlocks
-from .routing import FoldKey, Rows, constant_gates, learned_gates, token_gates
+from .routing import Keep, Rows, constant_gates, learned_gates, make_anew, token_gates
 
 
 @dataclass
@@ -164,9 +164,9 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
     return tuned.to(weight.dtype)
 
 
-def compute_type(states: torch.Tensor, delta: torch.Tensor) -> torch.dtype:
-    """Type in which a delta is multiplied: its own on a CPU, many of which have no instructions for half precision."""
-    return delta.dtype if states.device.type == "cpu" else states.dtype
+def compute_type(states: torch.Tensor, blocks: NeuronBlocks) -> torch.dtype:
+    """Type in which deltas are multiplied: their own on a CPU; many have no instructions for half precision."""
+    return next(blocks.parameters()).dtype if states.device.type == "cpu" else states.dtype
 
 
 class InputRecorder(nn.Module):
@@ -192,7 +192,7 @@ class AdaptedProjection(nn.Module):
         groups: Groups of samples of this call.
         batch: N, number of samples of this call; some FFNs see their tokens as one flat batch.
         is_output: Whether it is the output projection.
-        kept: Folded weights of earlier calls, while no weight can change; None where one can.
+        keep: Keeps what is made of the deltas, while no weight can change; see `Routing.keep`.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class AdaptedProjection(nn.Module):
         groups: list[Group],
         batch: int,
         is_output: bool,
-        kept: dict[FoldKey, torch.Tensor] | None = None,
+        keep: Keep = make_anew,
     ) -> None:
         super().__init__()
         self.base = base
@@ -210,18 +210,14 @@ class AdaptedProjection(nn.Module):
         self.groups = groups
         self.batch = batch
         self.is_output = is_output
+        self.keep = keep
         self.called = False
         self.parts = groups[0].blocks.projections[name]
         self.folds = is_plain_linear(base) and any(group.folded_blocks() for group in groups)
-        self._weight = self._fold(kept) if self.folds else None
-
-    def _fold(self, kept: dict[FoldKey, torch.Tensor] | None) -> torch.Tensor:
-        if kept is None or torch.compiler.is_compiling():
-            return fold(self.base, self.groups, self.name, is_output=self.is_output)
-        key = (id(self.base), tuple((id(group.blocks), group.folded_blocks()) for group in self.groups))
-        if key not in kept:
-            kept[key] = fold(self.base, self.groups, self.name, is_output=self.is_output)
-        return kept[key]
+        self._weight = None
+        if self.folds:
+            folded = tuple((id(group.blocks), group.folded_blocks()) for group in groups)
+            self._weight = self.keep((id(base), folded), lambda: fold(base, groups, name, is_output=is_output))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -265,8 +261,7 @@ class AdaptedProjection(nn.Module):
             result = self._add_general(group, states, result)
         specific = [block for block in group.specific_blocks if block not in folded]
         if specific:
-            neurons = torch.cat([blocks.neurons(block, self.name) for block in specific])
-            rows = torch.cat([blocks.rows(block, self.name) for block in specific])
+            neurons, rows = self._rows(blocks, tuple(specific), compute_type(states, blocks))
             scale = group.specific_mask(states, self.parts)
             gate = group.delta_gate(specific[0], states)
             if gate is not None:
@@ -276,21 +271,35 @@ class AdaptedProjection(nn.Module):
 
     def _add_general(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         blocks = group.blocks
-        neurons = blocks.neurons(GENERAL_BLOCK, self.name)
         gate = group.delta_gate(GENERAL_BLOCK, states)
+        dtype = compute_type(states, blocks)
         if not blocks.is_low_rank(GENERAL_BLOCK):
-            return self._add_rows(states, result, neurons, blocks.rows(GENERAL_BLOCK, self.name), gate)
-        factor_a, factor_b = blocks.factors(GENERAL_BLOCK, self.name)
-        states = states.to(compute_type(states, factor_a))
-        factor_a, factor_b = factor_a.to(states.dtype), factor_b.to(states.dtype)
-        wide_b = factor_b.new_zeros(blocks.layout.neurons * self.parts, factor_b.shape[1]).index_copy(
-            0, neurons, factor_b
-        )
+            return self._add_rows(states, result, *self._rows(blocks, (GENERAL_BLOCK,), dtype), gate)
+        factor_a, wide_b = self.keep((id(blocks), self.name, dtype), lambda: self._factors(blocks, dtype))
+        states = states.to(dtype)
         if self.is_output:
             small = states @ wide_b
             return result + F.linear(small if gate is None else small * gate, factor_a.t()).to(result.dtype)
         small = F.linear(states, factor_a)
         return result + F.linear(small if gate is None else small * gate, wide_b).to(result.dtype)
+
+    def _factors(self, blocks: NeuronBlocks, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (r, d) and B (p, r) of the general block, B with zero rows for other neurons."""
+        factor_a, factor_b = (factor.to(dtype) for factor in blocks.factors(GENERAL_BLOCK, self.name))
+        neurons = blocks.neurons(GENERAL_BLOCK, self.name)
+        empty = factor_b.new_zeros(blocks.layout.neurons * self.parts, factor_b.shape[1])
+        return factor_a, empty.index_copy(0, neurons, factor_b)
+
+    def _rows(
+        self, blocks: NeuronBlocks, names: tuple[str, ...], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Neurons (n,) and delta rows (n, d) of some blocks, one after the other."""
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            neurons = torch.cat([blocks.neurons(name, self.name) for name in names])
+            return neurons, torch.cat([blocks.rows(name, self.name) for name in names]).to(dtype)
+
+        return self.keep((id(blocks), self.name, names, dtype), make)
 
     def _add_rows(
         self,
@@ -300,8 +309,7 @@ class AdaptedProjection(nn.Module):
         rows: torch.Tensor,
         scale: torch.Tensor | None,
     ) -> torch.Tensor:
-        states = states.to(compute_type(states, rows))
-        rows = rows.to(states.dtype)
+        states = states.to(rows.dtype)
         if self.is_output:
             hidden = states.index_select(-1, neurons)
             added = F.linear(hidden if scale is None else hidden * scale, rows.t())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -14,8 +15,19 @@ from .blocks import NeuronBlocks
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
-FoldKey = tuple[int, tuple[tuple[int, tuple[str, ...]], ...]]
-"""Identities of a projection and of the blocks that are folded into its weight."""
+
+_Made = TypeVar("_Made")
+
+
+class Keep(Protocol):
+    """Returns what `make` makes; how often `make` is called for one key is its own affair."""
+
+    def __call__(self, key: Hashable, make: Callable[[], _Made], /) -> _Made: ...
+
+
+def make_anew(_key: Hashable, make: Callable[[], _Made]) -> _Made:
+    """Keep nothing."""
+    return make()
 
 
 def constant_gates(mode: str, specific: Number, general: Number) -> tuple[Number, Number]:
@@ -156,14 +168,22 @@ class Routing:
         pairs: The pairs of every adapter; empty for an adapter without pairs.
         chosen: The pair that [`LanderModel.set_language_pair`] chose, by adapter.
         route: The route of the call in progress, if it named pairs or adapters for its samples.
-        folded: Weights with deltas folded in, while a call of `generate` is in progress.
+        kept: What [`keep`] keeps while a call of `generate` is in progress; None otherwise.
     """
 
     def __init__(self) -> None:
         self.pairs: dict[str, tuple[str, ...]] = {}
         self.chosen: dict[str, str] = {}
         self.route: Route | None = None
-        self.folded: dict[FoldKey, torch.Tensor] | None = None
+        self.kept: dict[Hashable, Any] | None = None
+
+    def keep(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` returns; made once for each key while `generate` runs, where no weight and no route changes."""
+        if self.kept is None or torch.compiler.is_compiling():
+            return make()
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     def pair_of(self, adapter: str) -> str | None:
         """The pair that all samples of an adapter take when the call names none.

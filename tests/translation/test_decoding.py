@@ -18,7 +18,7 @@ from peft_landermt.errors import CorpusError, LanguagePairError
 from peft_landermt.translation.decoding import translate_counted
 
 from ..conftest import PAIRS, SENTENCES, build_model, randomize_adapter
-from ..tuner.helpers import adapt
+from ..tuner.helpers import adapt, make_config
 
 EOS = 2
 MIXED_LENGTHS = ["We drink tea.", "It", "Where is the old station, please?", "Rain again", "tea", "The house is old."]
@@ -74,6 +74,56 @@ def test_order_and_text_do_not_depend_on_the_batch_size(tokenizer: PreTrainedTok
     assert translate(model, tokenizer, MIXED_LENGTHS, "en-de", batch_size, max_new_tokens=12) == alone
     reverse = MIXED_LENGTHS[::-1]
     assert translate(model, tokenizer, reverse, "en-de", batch_size, max_new_tokens=12) == alone[::-1]
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_pair_for_each_sentence(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    model = adapt(base, neuron_map)
+    sentences = ["We drink tea.", "", "We drink tea.", "Das Haus", "We drink tea.", "Where is it?"]
+    pairs = ["en-de", "en-de", "en-fr", "de-en", "en-de", "en-fr"]
+    expected = [
+        translate(model, tokenizer, [text], pair, max_new_tokens=12)[0]
+        for text, pair in zip(sentences, pairs, strict=True)
+    ]
+    assert expected[0] != expected[2]
+    assert translate(model, tokenizer, sentences, pairs, batch_size, max_new_tokens=12) == expected
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_an_adapter_for_each_sentence(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    """Pair adapters that were loaded side by side, and the base, in one batch."""
+    model = adapt(base, neuron_map, ["en-de"], adapter_name="first")
+    model.add_adapter("second", make_config(neuron_map, ["en-de", "en-fr"]))
+    model.base_model.set_adapter("second")
+    randomize_adapter(model, seed=5)
+    model.base_model.set_adapter("first")
+    sentences = ["We drink tea.", "It", "We drink tea.", "We drink tea.", "We drink tea."]
+    pairs = ["en-de", "en-fr", "en-de", "en-fr", "en-de"]
+    names = ["first", "second", "second", "second", "__base__"]
+    expected = []
+    for text, pair, name in zip(sentences, pairs, names, strict=True):
+        if name == "__base__":
+            with model.disable_adapter():
+                expected += translate(model, tokenizer, [text], "en-de", max_new_tokens=12)
+        else:
+            model.set_adapter(name)
+            expected += translate(model, tokenizer, [text], pair, max_new_tokens=12)
+    model.set_adapter("first")
+    assert len({expected[0], expected[2], expected[3], expected[4]}) == 4
+    options = {"adapter_names": names, "max_new_tokens": 12}
+    assert translate(model, tokenizer, sentences, pairs, batch_size, **options) == expected
+    with pytest.raises(CorpusError, match="adapter_names=1: need one for each of the 5"):
+        translate(model, tokenizer, sentences, pairs, adapter_names=["first"])
+
+
+@pytest.mark.parametrize("pairs", [[], ["en-de"], ["en-de"] * 3])
+def test_one_pair_too_many_or_too_few(tokenizer: PreTrainedTokenizerFast, pairs: list[str]) -> None:
+    with pytest.raises(CorpusError, match=f"language_pair={len(pairs)}: need one for each of the 2 sentences"):
+        translate(build_model("llama"), tokenizer, ["one", "two"], pairs)
 
 
 def test_empty_sentences_give_empty_translations(tokenizer: PreTrainedTokenizerFast) -> None:

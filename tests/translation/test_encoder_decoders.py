@@ -94,6 +94,9 @@ def test_what_was_learned_is_translated(kind: str, tmp_path: Path) -> None:
         scores = evaluate_translation(model, tokenizer, sources, targets, pair)
         assert (scores.chrf, scores.num_empty, scores.num_runaway) == (100.0, 0, 0)
     assert translate(model, tokenizer, ["tea", ""], "en-de", max_new_tokens=3)[1] == ""
+    mixed = ROWS[::2] + ROWS[1::2]
+    sources, targets, pairs = ([row[key] for row in mixed] for key in ("source", "target", "language_pair"))
+    assert translate(model, tokenizer, sources, pairs) == targets
 
 
 @pytest.mark.parametrize("kind", ["t5", "nllb", "mbart"])

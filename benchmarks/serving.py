@@ -1,0 +1,194 @@
+"""`examples/serve.py` under load, and adapters loaded, swapped and deleted again and again.
+
+    python benchmarks/serving.py --adapters out/pairs/*               # load test on the demo base
+    python benchmarks/serving.py --requests 10000 --cycles 1000       # soak, on a random model of a few layers
+
+Every answer is compared with what the same adapter gives for that sentence alone. Without `--adapters`, ten pair
+adapters with random deltas are made for a small random model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+from common import append_result, load_random
+from peft import PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from peft_landermt import LanderConfig, detect_neurons, split_adapter, translate
+from peft_landermt.demo import load_base, load_demo_corpus
+
+SERVER = Path(__file__).parents[1] / "examples" / "serve.py"
+OTHERS = ("de", "it", "fr", "ar", "zh")
+PAIRS = [pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en")]
+
+
+def resident(pid: int | str = "self") -> float:
+    """MiB of memory that a process has in use."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+def make_small(folder: Path) -> tuple[str, list[str]]:
+    """A small random model and a folder for each of ten pairs."""
+    corpus = load_demo_corpus()
+    trained = Tokenizer(models.BPE(unk_token="<pad>"))
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    trained.train_from_iterator((text for texts in corpus.calibration.values() for text in texts), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained, **dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    )
+    model, _ = load_random("tiny", "float32", "cpu", vocab_size=len(tokenizer), initializer_range=0.2)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    calibration = {language: texts[:4] for language, texts in corpus.calibration.items()}
+    found = detect_neurons(model, tokenizer, calibration, PAIRS, num_layers=3, general_ratio=0.7, progress=False)
+    config = LanderConfig(task_type="CAUSAL_LM", neuron_map=found, init_weights=False)
+    paths = split_adapter(get_peft_model(model, config), folder / "pairs")
+    return str(folder / "base"), [str(path) for path in paths.values()]
+
+
+def load_pairs(base: Any, folders: list[str]) -> PeftModel:
+    model = PeftModel.from_pretrained(base, folders[0], adapter_name="0")
+    for index, folder in enumerate(folders[1:], 1):
+        model.load_adapter(folder, adapter_name=str(index))
+    return model.eval()
+
+
+def ask(port: int, sentence: str, pair: str) -> tuple[str, float]:
+    """A translation, and the seconds it took."""
+    body = json.dumps({"language_pair": pair, "sentences": [sentence]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/translate", body, {"Content-Type": "application/json"})
+    start = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return json.loads(response.read())["translations"][0], time.perf_counter() - start
+
+
+def start_server(name: str, folders: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(SERVER), "--model", name, "--port", str(port), "--adapters", *folders]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return server, port
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError("the server did not start; run examples/serve.py with the same options to see why")
+
+
+def load_test(name: str, folders: list[str], requests: int, clients: int, sentences: int) -> dict[str, Any]:
+    """Mixed requests from several clients; every answer compared, memory of the server watched."""
+    base, tokenizer = load_base(name)
+    model = load_pairs(base, folders)
+    adapters = {pair: key for key, config in model.peft_config.items() for pair in config.language_pairs}
+    expected: dict[tuple[str, str], str] = {}
+    for pair, key in adapters.items():
+        model.set_adapter(key)
+        for text in load_demo_corpus().pair(pair)[0][:sentences]:
+            expected[text, pair] = translate(model, tokenizer, [text], pair)[0]
+    drawn = random.Random(0).choices(list(expected), k=requests)
+    server, port = start_server(name, folders)
+    try:
+        outcomes: Counter[str] = Counter()
+        seconds, memory = [], []
+        with ThreadPoolExecutor(clients) as pool:
+            for part in range(0, requests, max(1, requests // 10)):
+                chosen = drawn[part : part + max(1, requests // 10)]
+                start = time.perf_counter()
+                answers = list(pool.map(lambda key: ask(port, *key), chosen))
+                seconds.append((len(chosen), time.perf_counter() - start, [taken for _, taken in answers]))
+                memory.append(round(resident(server.pid)))
+                for (text, pair), (answer, _) in zip(chosen, answers, strict=True):
+                    others = {expected.get((text, other)) for other in adapters if other != pair}
+                    same = answer == expected[text, pair]
+                    outcomes["same" if same else "of another pair" if answer in others else "different"] += 1
+    finally:
+        server.terminate()
+        server.wait()
+    latencies = sorted(taken for _, _, all_taken in seconds for taken in all_taken)
+    cuts = quantiles(latencies, n=20)
+    return {
+        "part": "requests",
+        "requests": requests,
+        "clients": clients,
+        "pairs": len(adapters),
+        "answers": dict(outcomes),
+        "requests_per_second": requests / sum(taken for _, taken, _ in seconds),
+        "median_seconds": cuts[9],
+        "p95_seconds": cuts[18],
+        "server_mib_by_tenth": memory,
+    }
+
+
+@torch.no_grad()
+def cycle_test(name: str, folders: list[str], cycles: int) -> dict[str, Any]:
+    """Load an adapter, swap to it, compare, delete it; one stays loaded throughout."""
+    base, tokenizer = load_base(name)
+    ids = torch.tensor([tokenizer("The house is old.")["input_ids"]])
+    model = load_pairs(base, folders)
+    expected = []
+    for index in range(len(folders)):
+        model.set_adapter(str(index))
+        expected.append(model(input_ids=ids).logits)
+    for index in range(1, len(folders)):
+        model.delete_adapter(str(index))
+    wrong, memory = 0, []
+    for count in range(cycles):
+        index = 1 + count % (len(folders) - 1)
+        model.load_adapter(folders[index], adapter_name="guest")
+        model.set_adapter("guest")
+        wrong += not torch.equal(model(input_ids=ids).logits, expected[index])
+        model.set_adapter("0")
+        wrong += not torch.equal(model(input_ids=ids).logits, expected[0])
+        model.delete_adapter("guest")
+        if (count + 1) % max(1, cycles // 10) == 0:
+            memory.append(round(resident()))
+    return {"part": "cycles", "cycles": cycles, "pairs": len(folders), "wrong": wrong, "mib_by_tenth": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="with --adapters: 'demo', a folder or a Hub id")
+    parser.add_argument("--adapters", nargs="+", help="folders of pair adapters")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--sentences", type=int, default=20, help="different sentences of each pair")
+    parser.add_argument("--cycles", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON lines to append to")
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory() as work:
+        name, folders = (args.model, args.adapters) if args.adapters else make_small(Path(work))
+        results = [load_test(name, folders, args.requests, args.clients, args.sentences)] if args.requests else []
+        results += [cycle_test(name, folders, args.cycles)] if args.cycles else []
+    for result in results:
+        print(json.dumps(result))
+        if args.output:
+            append_result(args.output, {**result, "model": "small" if not args.adapters else args.model})
+
+
+if __name__ == "__main__":
+    main()
