@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import shtab
+
 from ..errors import ConfigError
 from ..version import __version__
 from . import detect, evaluate, inspect, join, merge, quickstart, report, split, train, translate
@@ -20,6 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="landermt", description="Adapt language models to translation, one language pair at a time."
     )
     parser.add_argument("--version", action="version", version=f"peft_landermt {__version__}")
+    shtab.add_argument_to(parser, help="print a completion script for this shell: eval it, or keep it in a file")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in _COMMANDS:
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"landermt {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nlandermt: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["\nlandermt: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130
     return 0

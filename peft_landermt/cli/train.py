@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import ConfigError
 from ..seq2seq import is_encoder_decoder
@@ -108,7 +109,12 @@ def run(options: argparse.Namespace) -> None:
         train_dataset=rows,
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=options.resume or None)
+    try:
+        trainer.train(resume_from_checkpoint=options.resume or None)
+    except KeyboardInterrupt as error:
+        last = get_last_checkpoint(options.output)
+        kept = f"kept: {last}; --resume goes on from there" if last else f"no checkpoint yet in {options.output}"
+        raise KeyboardInterrupt(kept) from error
     if is_main(options):
         model.save_pretrained(options.output)
         trainer.save_state()

@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from peft_landermt import NeuronMap, __version__, evaluate_translation, translate
+from peft_landermt import LanderTrainer, NeuronMap, __version__, evaluate_translation, translate
 from peft_landermt.cli import main, quickstart
 from peft_landermt.ffn import FFNLayout
 
@@ -529,6 +529,39 @@ def test_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(NeuronMap, "load", interrupted)
     assert main(["inspect", str(tmp_path / "map")]) == 130
     assert capsys.readouterr().err.strip() == "landermt: interrupted"
+
+
+def test_interrupted_training_goes_on(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the seventh of eight steps: the checkpoint of the fourth is kept, and leads to the same adapter."""
+    step, calls = LanderTrainer.training_step, []
+
+    def interrupted(self: LanderTrainer, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    out = tmp_path / "out"
+    command = [*shop.train("--save-steps", "4"), "--output", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(LanderTrainer, "training_step", interrupted)
+        assert main(command) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == f"landermt: interrupted; kept: {out / 'checkpoint-4'}; --resume goes on from there"
+    assert main([*command, "--resume"]) == 0
+    assert same_state(load_file(out / WEIGHTS), load_file(shop.adapter / WEIGHTS))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert stopped.value.code == 0 and "--general-rank" in script and "quickstart" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n", "-c", script], check=True)
 
 
 @pytest.mark.parametrize(

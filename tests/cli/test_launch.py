@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,18 @@ def test_train(shop: Workshop, tmp_path: Path) -> None:
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
     assert any(value.is_floating_point() and value.abs().max() > 1e-4 for key, value in found.items() if "_B" in key)
+
+
+def test_resume_on_another_number_of_processes(shop: Workshop, tmp_path: Path) -> None:
+    """Begun by two processes and ended by one, it is the adapter that one process makes."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    launch([*shop.train("--batch-size", "1", "--save-steps", "4"), "--output", str(two)])
+    assert {path.name for path in two.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    shutil.rmtree(two / "checkpoint-8")
+    options = ["--batch-size", "2", "--save-steps", "4"]
+    assert main([*shop.train(*options, "--resume"), "--output", str(two)]) == 0
+    assert main([*shop.train(*options), "--output", str(one)]) == 0
+    found, expected, half = (load_file(folder / WEIGHTS) for folder in (two, one, two / "checkpoint-4"))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    assert any(not half[key].equal(value) for key, value in expected.items())

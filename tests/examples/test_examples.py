@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
@@ -66,3 +68,24 @@ def test_every_example_is_tested() -> None:
 def test_examples_are_short() -> None:
     for path in EXAMPLES.glob("train_*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configs(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8
+    assert (
+        str(config.distributed_type)
+        .upper()
+        .endswith({"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}[path.stem])
+    )
+    if path.stem == "fsdp2":
+        assert (
+            FullyShardedDataParallelPlugin(
+                fsdp_version=config.fsdp_config["fsdp_version"],
+                auto_wrap_policy=config.fsdp_config["fsdp_auto_wrap_policy"],
+                reshard_after_forward=config.fsdp_config["fsdp_reshard_after_forward"],
+                state_dict_type=config.fsdp_config["fsdp_state_dict_type"],
+            ).fsdp_version
+            == 2
+        )
