@@ -93,8 +93,7 @@ def build_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTraine
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character, with <pad>, <bos> and <eos>; prepends <bos>."""
     vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, **{c: i + 3 for i, c in enumerate(_ALPHABET)}}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
@@ -109,6 +108,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     wrapped.padding_side = "left"
     return wrapped
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """That of `make_tokenizer`."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")

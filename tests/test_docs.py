@@ -84,8 +84,29 @@ def encoder_decoder(_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     return {**LIBRARY, **names, "sentences": words, "detect_neurons": partial(detect_neurons, num_layers=2)}
 
 
+def corpus(_tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    texts = zip(SENTENCES["en"], SENTENCES["de"], strict=True)
+    variants = '<tu><tuv xml:lang="en"><seg>{}</seg></tuv><tuv xml:lang="de"><seg>{}</seg></tuv></tu>'
+    units = "".join(variants.format(*pair) for pair in texts)
+    Path("corpus.tmx").write_text(f"<tmx version='1.4'><body>{units}</body></tmx>", encoding="utf-8")
+    return {}
+
+
+def training(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "events")
+    texts = list(zip(SENTENCES["en"], SENTENCES["de"], strict=True))
+    rows = [{"source": en, "target": de, "language_pair": "en-de"} for en, de in texts]
+    return {"model": adapted(tokenizer), "tokenizer": tokenizer, "rows": rows, "development": rows[:2]}
+
+
+def serving(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    return {**loading(tokenizer, monkeypatch), "tokenizer": tokenizer}
+
+
 NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
     "README.md": [whole_way, loading, several_pairs, sharing],
+    "docs/training.md": [corpus, training],
+    "docs/serving.md": [serving],
     "docs/architectures.md": [named_layout, encoder_decoder],
 }
 """For every page, what each of its blocks takes for granted."""

@@ -83,7 +83,11 @@ class LanderTrainer(Trainer):
             processing_class=processing_class,
             **trainer_options,
         )
-        if isinstance(data_collator, TranslationCollator) and hasattr(train_dataset, "__getitem__"):
+        if self.accelerator.dataloader_config.dispatch_batches is None:
+            # every process reads a stream and takes its share; one that hands out batches cannot send their pairs
+            self.accelerator.dataloader_config.dispatch_batches = False
+        first_row = hasattr(train_dataset, "__getitem__") and hasattr(train_dataset, "__len__")  # not streamed
+        if isinstance(data_collator, TranslationCollator) and first_row:
             self._check_row(data_collator, train_dataset[0])
 
     def _check_row(self, collator: TranslationCollator, row: Any) -> None:

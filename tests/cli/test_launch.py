@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -67,3 +68,42 @@ def test_resume_on_another_number_of_processes(shop: Workshop, tmp_path: Path) -
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
     assert any(not half[key].equal(value) for key, value in expected.items())
+
+
+def test_streamed_rows(tmp_path: Path) -> None:
+    """Processes share a stream: together they log what one process logs with batches twice as large."""
+    script = tmp_path / "train.py"
+    script.write_text(STREAM, encoding="utf-8")
+    logs = []
+    for processes, size in ((2, 1), (1, 2)):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [*start, str(script), str(tmp_path), str(size)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs.append(json.loads(done.stdout.splitlines()[-1]))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+    assert len(logs[0]) == 3
+
+
+STREAM = """
+import json, sys
+from datasets import Dataset
+from transformers import TrainingArguments
+from peft_landermt import LanderTrainer
+from tests.conftest import PAIRS, build_model, make_tokenizer
+from tests.tuner.helpers import adapt
+from tests.translation.test_trainer import ROWS
+args = TrainingArguments(sys.argv[1], use_cpu=True, report_to=[], max_steps=3, save_strategy="no", disable_tqdm=True,
+                         per_device_train_batch_size=int(sys.argv[2]), logging_steps=1, learning_rate=1e-2)
+trainer = LanderTrainer(adapt(build_model("llama"), language_pairs=PAIRS, general_rank=4), args,
+                        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(), processing_class=make_tokenizer())
+trainer.train()
+if trainer.is_world_process_zero():
+    print(json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+"""

@@ -209,6 +209,20 @@ def test_lists_and_data_sets_train_alike(
     assert dataset.column_names == ["source", "target", "language_pair", "number"]
 
 
+def test_streamed_rows(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Rows of an iterable data set train as those of a list do, in their order."""
+    histories = []
+    for streamed in (False, True):
+        rows = Dataset.from_list(ROWS).to_iterable_dataset() if streamed else ROWS
+        model = adapt(copy.deepcopy(base), neuron_map)
+        trainer = trainer_of(model, tokenizer, tmp_path, rows, max_steps=3, train_sampling_strategy="sequential")
+        trainer.train()
+        histories.append(losses(trainer))
+    assert histories[0] == histories[1]
+
+
 def test_rows_of_like_length_share_a_batch(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"source": "x" * length, "target": "y", "language_pair": "en-de"} for length in range(1, 97)]
     shuffled = rows[::2] + rows[1::2]
