@@ -18,14 +18,11 @@ from peft_landermt.errors import ArchitectureError
 from peft_landermt.ffn import (
     FFN_LAYOUTS,
     FFNLayout,
-    features,
     find_ffns,
     fingerprint,
-    has_dense_weight,
-    is_plain_linear,
     recognise,
-    weight_rows,
 )
+from peft_landermt.linear import features, has_dense_weight, is_plain_linear, weight_rows
 
 from .conftest import build_model
 

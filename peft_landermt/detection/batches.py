@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import CorpusError
-from ..ffn import device_and_dtype
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
+from ..linear import device_and_dtype
 from ..padding import IGNORED, pad_rows, padding_id
 from ..seq2seq import encode_source, encode_target, is_encoder_decoder
 

@@ -18,8 +18,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
-from ..ffn import FFN, FFNLayout, check_addressable, device_and_dtype, find_ffns, fingerprint
+from ..ffn import FFN, FFNLayout, check_addressable, find_ffns, fingerprint
 from ..language_pair import LanguagePair, check_language, parse_pairs
+from ..linear import device_and_dtype
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
 from ..seq2seq import is_encoder_decoder

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..neuron_map import NeuronMap
-from .config import CarMode, InactiveNeurons, Tune
+from .config import CarMode, InactiveNeurons, LanderConfig, Tune
 
 GENERAL_BLOCK = "general"
 
@@ -39,6 +39,26 @@ class BlockLayout:
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
     general_rank: int | None = None
+
+    @classmethod
+    def for_config(
+        cls, config: LanderConfig, counts: Mapping[str, Any] | None, neurons: int, width: int
+    ) -> BlockLayout:
+        """The layout of an adapter at an FFN with p `neurons`, where a neuron map gave `counts` of them to blocks."""
+        if counts is None:
+            counts = {"general": neurons, "specific": {}, "language_pairs": config.language_pairs or ()}
+        return cls(
+            neurons=neurons,
+            width=width,
+            general=counts["general"],
+            specific=dict(counts["specific"]),
+            language_pairs=tuple(counts["language_pairs"]),
+            partitioned=config.has_neuron_map and config.tune != "layers",
+            car=config.car,
+            inactive_neurons=config.inactive_neurons,
+            tune=config.tune,
+            general_rank=config.general_rank,
+        )
 
     @property
     def tuned_blocks(self) -> tuple[str, ...]:

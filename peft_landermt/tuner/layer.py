@@ -13,11 +13,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, on
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
-from ..ffn import FFN, device_and_dtype, has_dense_weight
+from ..ffn import FFN
+from ..linear import device_and_dtype, has_dense_weight
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout, NeuronBlocks
+from .groups import Group
 from .merging import merged_weight
-from .projections import AdaptedProjection, Group, InputRecorder
+from .projections import AdaptedProjection, InputRecorder
 from .routing import Routing, Rows
 
 INPUT_DEPENDENT = ("token", "learned")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..ffn import weight_rows
+from ..linear import weight_rows
 from .blocks import GENERAL_BLOCK, NeuronBlocks
 from .routing import constant_gates
 

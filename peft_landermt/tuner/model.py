@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -24,7 +23,7 @@ from .layer import LanderFFN
 from .monitor import mean_gates, relative_changes
 from .routing import Routing
 from .sharing import share_equal_tensors
-from .state import find_missing, is_delta, validate_state
+from .state import as_saved, find_missing, take_back, validate_state
 from .targets import as_ffn, check_base, check_fingerprint, check_options, default_targets
 
 
@@ -123,7 +122,7 @@ class LanderModel(BaseTuner):
         self.routing.pairs[adapter_name] = tuple(peft_config.language_pairs or ())
         layer.update_layer(
             adapter_name,
-            _block_layout(peft_config, counts, layer),
+            BlockLayout.for_config(peft_config, counts, layer.neurons, layer.width),
             neuron_map=neuron_map,
             layer=counts["layer"] if counts else 0,
             init_weights=peft_config.init_weights,
@@ -319,7 +318,7 @@ class LanderModel(BaseTuner):
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         # PEFT drops keys by the names of other adapters; one named "1" would take layer 1 with it.
         selected = {**selected, **find_missing(model, adapter_name, selected)}
-        return {key: _as_saved(key, value, config, model) for key, value in selected.items()}
+        return {key: as_saved(key, value, config, model) for key, value in selected.items()}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -330,60 +329,8 @@ class LanderModel(BaseTuner):
             validate_state(model, adapter_name, remapped)
         except AdapterError:
             if config._weights == "awaited":
-                _take_back(model, adapter_name)
+                take_back(model, adapter_name)
             raise
         if config._weights == "awaited":
             config._weights = "loaded"
         return remapped
-
-
-def _take_back(model: nn.Module, adapter_name: str) -> None:
-    """Remove an adapter whose weights were refused; without another one, the base model is as it was."""
-    if not isinstance(model, PeftModel):
-        return
-    tuner = model.base_model
-    if list(model.peft_config) != [adapter_name]:
-        model.delete_adapter(adapter_name)
-        for name, layer in list(tuner.model.named_modules()):
-            if isinstance(layer, LanderFFN) and not layer.lander_blocks:
-                tuner.model.set_submodule(name, layer.base_layer)
-        return
-    base = tuner.unload()
-    for weight in tuner.__dict__["_trainable_before"]:
-        weight.requires_grad_(True)
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        base.__dict__.pop(name, None)
-
-
-_SAVE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _as_saved(key: str, value: torch.Tensor, config: LanderConfig, model: nn.Module) -> torch.Tensor:
-    """A tensor of an adapter in the type that its config asks for; what gates are made of stays as it is."""
-    if value.is_meta:
-        raise AdapterError(
-            key, "meta device", "the adapter is offloaded; load it into a base that is not, and save it."
-        )
-    if not is_delta(key):
-        return value
-    if config.save_dtype is not None:
-        return value.to(_SAVE_TYPES[config.save_dtype])
-    layer = next(module for module in model.modules() if isinstance(module, LanderFFN))
-    return value.to(layer.device_and_dtype()[1])
-
-
-def _block_layout(config: LanderConfig, counts: dict[str, Any] | None, layer: LanderFFN) -> BlockLayout:
-    if counts is None:
-        counts = {"general": layer.neurons, "specific": {}, "language_pairs": config.language_pairs or ()}
-    return BlockLayout(
-        neurons=layer.neurons,
-        width=layer.width,
-        general=counts["general"],
-        specific=dict(counts["specific"]),
-        language_pairs=tuple(counts["language_pairs"]),
-        partitioned=config.has_neuron_map and config.tune != "layers",
-        car=config.car,
-        inactive_neurons=config.inactive_neurons,
-        tune=config.tune,
-        general_rank=config.general_rank,
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..ffn import has_dense_weight, weight_rows
+from ..linear import has_dense_weight, weight_rows
 from .layer import INPUT_DEPENDENT, LanderFFN
 from .routing import constant_gates
 

@@ -1,14 +1,16 @@
-"""Adapter state: what belongs to an adapter, and whether loaded state fits it."""
+"""Adapter state: what belongs to an adapter, whether loaded state fits it, and as what it is saved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from ..errors import AdapterError
 from .blocks import NeuronBlocks
+from .config import LanderConfig
 from .layer import LanderFFN
 
 _SHOWN = 3
@@ -88,3 +90,38 @@ def _validate_neurons(prefix: str, blocks: NeuronBlocks, state_dict: Mapping[str
     together = torch.cat([state_dict[key].long().cpu() for key in keys])
     if len(together.unique()) != len(together):
         raise AdapterError(prefix, "a neuron in two blocks", "every neuron belongs to one block of an FFN.")
+
+
+def take_back(model: nn.Module, adapter_name: str) -> None:
+    """Remove an adapter whose weights were refused; without another one, the base model is as it was."""
+    if not isinstance(model, PeftModel):
+        return
+    tuner = model.base_model
+    if list(model.peft_config) != [adapter_name]:
+        model.delete_adapter(adapter_name)
+        for name, layer in list(tuner.model.named_modules()):
+            if isinstance(layer, LanderFFN) and not layer.lander_blocks:
+                tuner.model.set_submodule(name, layer.base_layer)
+        return
+    base = tuner.unload()
+    for weight in tuner.__dict__["_trainable_before"]:
+        weight.requires_grad_(True)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(name, None)
+
+
+_SAVE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def as_saved(key: str, value: torch.Tensor, config: LanderConfig, model: nn.Module) -> torch.Tensor:
+    """A tensor of an adapter in the type that its config asks for; what gates are made of stays as it is."""
+    if value.is_meta:
+        raise AdapterError(
+            key, "meta device", "the adapter is offloaded; load it into a base that is not, and save it."
+        )
+    if not is_delta(key):
+        return value
+    if config.save_dtype is not None:
+        return value.to(_SAVE_TYPES[config.save_dtype])
+    layer = next(module for module in model.modules() if isinstance(module, LanderFFN))
+    return value.to(layer.device_and_dtype()[1])

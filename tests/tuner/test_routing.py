@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import LanguagePairError
 from peft_landermt.neuron_map import LayerNeurons, conditional_awareness
-from peft_landermt.tuner.projections import Group, fold
+from peft_landermt.tuner.groups import Group
+from peft_landermt.tuner.projections import fold
 from peft_landermt.tuner.routing import Rows, constant_gates, learned_gates, token_gates
 
 from ..conftest import ARCHITECTURES, PAIRS, randomize_adapter

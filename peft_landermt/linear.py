@@ -1,0 +1,54 @@
+"""Linear layers of a base model, whatever their class: shape, weight, device."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear layer, quantized ones included; None for any other module."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(inside, int) and isinstance(outside, int):
+        return inside, outside
+    return None
+
+
+def weight_rows(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as (out, in), a view."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
+def has_dense_weight(module: nn.Module) -> bool:
+    """Whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written: neither
+    quantized, nor split over devices, nor waiting elsewhere (offloaded)."""
+    weight = getattr(module, "weight", None)
+    plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+    return plain and weight.dtype in _FLOATS and not weight.is_meta  # type: ignore[union-attr]
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device on which a layer computes, also while its weight is offloaded, and the type of its weight, or torch's
+    default where that is no type to compute in (quantized)."""
+    weight = getattr(module, "weight", None)
+    stored = weight if weight is not None else next(chain(module.parameters(), module.buffers()))
+    execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    device = torch.device(execution_device) if stored.is_meta and execution_device is not None else stored.device
+    return device, weight.dtype if weight is not None and weight.dtype in _FLOATS else torch.get_default_dtype()
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the layer is x W^T + b with a dense weight, and does nothing else; hooks, such as those of offloading,
+    are something else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    plain = type(module) is Conv1D or type(module).forward is nn.Linear.forward
+    return plain and not hooked and has_dense_weight(module)
