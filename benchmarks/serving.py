@@ -107,7 +107,7 @@ def load_test(name: str, folders: list[str], requests: int, clients: int, senten
     expected: dict[tuple[str, str], str] = {}
     for pair, key in adapters.items():
         model.set_adapter(key)
-        for text in load_demo_corpus().pair(pair)[0][:sentences]:
+        for text in sorted(load_demo_corpus().pair(pair)[0], key=len)[:sentences]:
             expected[text, pair] = translate(model, tokenizer, [text], pair)[0]
     drawn = random.Random(0).choices(list(expected), k=requests)
     server, port = start_server(name, folders)
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--adapters", nargs="+", help="folders of pair adapters")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--sentences", type=int, default=20, help="different sentences of each pair")
+    parser.add_argument("--sentences", type=int, default=20, help="sentences of each pair, the shortest of the corpus")
     parser.add_argument("--cycles", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON lines to append to")
     args = parser.parse_args()
