@@ -1,7 +1,7 @@
 """`examples/serve.py` under load, and adapters loaded, swapped and deleted again and again.
 
     python benchmarks/serving.py --adapters out/pairs/*               # load test on the demo base
-    python benchmarks/serving.py --requests 10000 --cycles 1000       # soak, on a random model of a few layers
+    python benchmarks/serving.py --requests 10000 --cycles 1000       # soak, on a random model of two layers
 
 Every answer is compared with what the same adapter gives for that sentence alone. Without `--adapters`, ten pair
 adapters with random deltas are made for a small random model.
@@ -58,11 +58,12 @@ def make_small(folder: Path) -> tuple[str, list[str]]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=trained, **dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
     )
-    model, _ = load_random("tiny", "float32", "cpu", vocab_size=len(tokenizer), initializer_range=0.2)
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "initializer_range": 0.2}
+    model, _ = load_random("tiny", "float32", "cpu", **sizes)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     calibration = {language: texts[:4] for language, texts in corpus.calibration.items()}
-    found = detect_neurons(model, tokenizer, calibration, PAIRS, num_layers=3, general_ratio=0.7, progress=False)
+    found = detect_neurons(model, tokenizer, calibration, PAIRS, num_layers=1, general_ratio=0.7, progress=False)
     config = LanderConfig(task_type="CAUSAL_LM", neuron_map=found, init_weights=False)
     paths = split_adapter(get_peft_model(model, config), folder / "pairs")
     return str(folder / "base"), [str(path) for path in paths.values()]
