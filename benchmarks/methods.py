@@ -33,6 +33,7 @@ from peft_landermt import (
     evaluate_translation,
 )
 from peft_landermt.demo import load_base
+from peft_landermt.detection import select_layers
 from peft_landermt.translation import TEMPLATES
 
 METHODS = ("zero-shot", "few-shot", "full", "adapter", "lora", "lora-ffn", "adapter-lora", "lander")
@@ -129,11 +130,13 @@ class Workbench:
 
     def neuron_map(self, run: Run) -> NeuronMap:
         """What detection finds for the directions of a run, or its control."""
-        key = json.dumps([run.pairs, dict(run.detection)], sort_keys=True)
+        options = {"num_layers": 4, **run.detection}
+        num_layers = options.pop("num_layers")
+        key = json.dumps([run.pairs, options], sort_keys=True)
         if key not in self._maps:
             sentences = read_flores(self.data, *CALIBRATION, languages_of(run.pairs))
-            self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **run.detection)
-        return control(self._maps[key], run.control, run.seed)
+            self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **options)
+        return control(select_layers(self._maps[key], num_layers), run.control, run.seed)
 
     def make(self, run: Run) -> Any:
         """A fresh copy of the base with the method's adapter."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from ..errors import DetectionError
+from ..neuron_map import NeuronMap
 
 ActivationStatistic = Literal["mean", "mean_abs"]
 
@@ -82,6 +85,33 @@ def layers_in_stacks(changes: Sequence[float | None], stacks: Sequence[str], num
 
 def _by_stack(stacks: Sequence[str]) -> list[list[int]]:
     return [[index for index, of in enumerate(stacks) if of == stack] for stack in dict.fromkeys(stacks)]
+
+
+def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
+    """The map that detection would have made with another number of relevant layers, without detecting again.
+
+    Args:
+        neuron_map: A map; it is left as it is.
+        num_layers: k, number of relevant layers of a pair; in an encoder-decoder, k of each stack (eq. 2).
+
+    Returns:
+        A map that differs in the pairs' layers, the option and the signature.
+
+    Raises:
+        DetectionError: k is not a positive integer, or a stack has fewer layers.
+    """
+    # a layer without a change is the last of its stack
+    ends = [change is None for change in next(iter(neuron_map.layer_changes.values()))]
+    stacks = [str(sum(ends[:index])) for index in range(neuron_map.num_layers)]
+    check_num_layers(num_layers, min(map(stacks.count, stacks)))
+    return replace(
+        neuron_map,
+        pair_layers={
+            pair: layers_in_stacks(changes, stacks, num_layers) for pair, changes in neuron_map.layer_changes.items()
+        },
+        options={**neuron_map.options, "num_layers": num_layers},
+        signature=re.sub(r"\|layers:\d+\|", f"|layers:{num_layers}|", neuron_map.signature),
+    )
 
 
 def check_num_layers(num_layers: int, available: int) -> int:

@@ -15,10 +15,12 @@ from peft_landermt.detection.layers import (
     layer_changes,
     mean_activation,
     relevant_layers,
+    select_layers,
 )
 from peft_landermt.errors import DetectionError
 
 from ..conftest import PAIRS, SENTENCES
+from ..translation.test_encoder_decoders import build as build_encoder_decoder
 from .reference import OPTIONS, captured
 
 PAD = (100.0, -700.0)
@@ -128,3 +130,30 @@ def test_all_layers(neuron_map: NeuronMap, base: PreTrainedModel, tokenizer: Any
     found = detect_neurons(base, tokenizer, **{**OPTIONS, "num_layers": 4, "language_pairs": ["en-de"]})
     assert found.layers("en-de") == [0, 1, 2, 3]
     assert set(neuron_map.layers("en-de")) < {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("num_layers", [1, 3, 4])
+def test_other_layers_without_detecting_again(
+    neuron_map: NeuronMap, base: PreTrainedModel, tokenizer: Any, num_layers: int
+) -> None:
+    before = neuron_map.pair_layers
+    chosen = select_layers(neuron_map, num_layers)
+    assert chosen == detect_neurons(base, tokenizer, **{**OPTIONS, "num_layers": num_layers})
+    assert chosen.signature != neuron_map.signature and neuron_map.pair_layers == before
+    assert select_layers(chosen, OPTIONS["num_layers"]) == neuron_map
+
+
+@pytest.mark.parametrize("num_layers", [0, 5, 2.0, True])
+def test_more_layers_than_there_are(neuron_map: NeuronMap, num_layers: Any) -> None:
+    with pytest.raises(DetectionError, match=r"num_layers=.*must be an integer from 1 to 4"):
+        select_layers(neuron_map, num_layers)
+
+
+def test_other_layers_of_an_encoder_decoder() -> None:
+    model, tokenizer = build_encoder_decoder("t5")
+    sentences, options = {"en": ["tea", "house"], "de": ["Tee", "Haus"]}, {"progress": False}
+    found = detect_neurons(model, tokenizer, sentences, ["en-de", "de-en"], num_layers=1, **options)
+    expected = detect_neurons(model, tokenizer, sentences, ["en-de", "de-en"], num_layers=2, **options)
+    assert select_layers(found, 2) == expected
+    with pytest.raises(DetectionError, match="from 1 to 2"):
+        select_layers(found, 3)
