@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,13 +39,14 @@ def _image(figure: Any) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _axes(columns: int = 1) -> tuple[Any, list[Any]]:
-    """A figure and its axes, side by side, for curves over layers or steps."""
-    figure = _figure()
-    grid = figure.subplots(1, columns, squeeze=False)
-    for axes in grid[0]:
+def _axes(count: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its axes, two in a row, for curves over layers or steps."""
+    rows = math.ceil(count / 2)
+    figure = _figure(height=3.4 * rows)
+    grid = [figure.add_subplot(rows, min(count, 2), place + 1) for place in range(count)]
+    for axes in grid:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure, list(grid[0])
+    return figure, grid
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -150,22 +152,25 @@ def _heat_map(figure: Any, values: list[list[float]], rows: Sequence[str], colum
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss and, where evaluation translated, BLEU of every pair, by step; None for a log without them."""
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "BLEU": {}}
+    """What `LanderTrainer` logged, by step: losses, BLEU, change of every block; None for a log without them."""
+    panels = {
+        "loss": {"loss": "training", "eval_loss": "evaluation"},
+        "loss of a pair in training": {"loss_": ""},
+        "BLEU": {"eval_bleu": "mean", "eval_bleu_": ""},
+        "change of weights": {"change_": ""},
+    }
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {label: {} for label in panels}
     for entry in log:
         for key, value in entry.items():
-            if key in ("loss", "eval_loss"):
-                curve = curves["loss"].setdefault("training" if key == "loss" else "evaluation", [])
-            elif key.startswith("eval_bleu"):
-                curve = curves["BLEU"].setdefault(key.removeprefix("eval_bleu").lstrip("_") or "mean", [])
-            else:
-                continue
-            curve.append((entry["step"], value))
+            for label, keys in panels.items():
+                for start, name in keys.items():
+                    if key == start or (start.endswith("_") and key.startswith(start)):
+                        curves[label].setdefault(name or key.removeprefix(start), []).append((entry["step"], value))
     drawn = {label: lines for label, lines in curves.items() if lines}
     if not drawn:
         return None
-    figure, side_by_side = _axes(len(drawn))
-    for axes, (label, lines) in zip(side_by_side, drawn.items(), strict=True):
+    figure, grid = _axes(len(drawn))
+    for axes, (label, lines) in zip(grid, drawn.items(), strict=True):
         for name, points in lines.items():
             axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=name)
         axes.set(xlabel="optimizer step", ylabel=label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib import rc_context
 
 from peft_landermt import NeuronMap
 from peft_landermt.errors import ConfigError, NeuronMapError
@@ -109,6 +111,19 @@ def test_training_curves() -> None:
     assert training_curves(log) is not None
     assert training_curves([]) is None and training_curves([{"step": 1, "grad_norm": 1.0}]) is None
     assert training_curves(log[:1]) != training_curves(log)
+
+
+def test_every_curve_of_a_log_is_drawn() -> None:
+    """One panel for each kind, one line for each pair or block; text is kept as text in the picture."""
+    entry = {"loss": 2.0, "loss_en-de": 2.5, "loss_de-en": 1.5, "change_general": 0.1, "change_de": 0.2}
+    log = [{**entry, "step": 1}, {**entry, "step": 2, "eval_bleu": 9.0, "eval_bleu_en-de": 9.0, "gate_general": 1.0}]
+    with rc_context({"svg.fonttype": "none"}):
+        picture = training_curves(log)
+    assert picture is not None
+    drawn = re.findall(r">([^<>]+)</text>", base64.b64decode(picture.partition(",")[2]).decode())
+    panels = {"loss", "loss of a pair in training", "BLEU", "change of weights"}
+    assert panels | {"training", "en-de", "de-en", "mean", "general", "de"} <= set(drawn)
+    assert not any("gate" in text or "change_" in text for text in drawn)
 
 
 def write_state(folder: Path, step: int) -> None:
