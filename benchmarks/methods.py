@@ -121,10 +121,19 @@ class Workbench:
         model: `demo`, a GGUF file, a folder or a Hub id.
         dtype: Type of the base weights.
         device: Where everything runs.
+        maps: Folder where neuron maps are kept from one process to the next; None: nowhere.
     """
 
-    def __init__(self, data: Path, model: str = "demo", dtype: str = "float32", device: str = "cpu") -> None:
-        self.data, self.device = data, device
+    def __init__(
+        self,
+        data: Path,
+        model: str = "demo",
+        dtype: str = "float32",
+        device: str = "cpu",
+        maps: Path | None = None,
+    ) -> None:
+        self.data, self.device, self.maps = data, device, maps
+        self.name = f"{model}, {dtype}"
         self.base, self.tokenizer = load_base(model, getattr(torch, dtype), device)
         self._maps: dict[str, NeuronMap] = {}
 
@@ -132,10 +141,15 @@ class Workbench:
         """What detection finds for the directions of a run, or its control."""
         options = {"num_layers": 4, **run.detection}
         num_layers = options.pop("num_layers")
-        key = json.dumps([run.pairs, options], sort_keys=True)
+        key = hashlib.sha256(json.dumps([self.name, run.pairs, options], sort_keys=True).encode()).hexdigest()[:12]
+        path = self.maps / f"{key}.safetensors" if self.maps is not None else None
+        if key not in self._maps and path is not None and path.exists():
+            self._maps[key] = NeuronMap.load(path)
         if key not in self._maps:
             sentences = read_flores(self.data, *CALIBRATION, languages_of(run.pairs))
             self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **options)
+            if path is not None:
+                self._maps[key].save(path)
         return control(select_layers(self._maps[key], num_layers), run.control, run.seed)
 
     def make(self, run: Run) -> Any:
@@ -284,7 +298,8 @@ class Workbench:
             model = model.merge_and_unload()
             for test in tests:
                 result["scores"][str(test)].update(self.score(run, model, test, foreign, keep))
-        result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
+        if tests:
+            result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ class Scale:
         num_layers: k, the relevant layers of a direction.
         seeds: One run for each.
         pairs: Directions.
-        flores: FLORES-200 devtest lines that are scored.
+        flores: FLORES-200 devtest lines that are scored; None: none, the development loss is all that counts.
         news: Lines of newstest2014 and newstest2016 that are scored; None: neither.
     """
 
@@ -34,13 +34,13 @@ class Scale:
     num_layers: int = 4
     seeds: tuple[int, ...] = (0,)
     pairs: tuple[str, ...] = DIRECTIONS
-    flores: tuple[int, int] = (201, 260)
+    flores: tuple[int, int] | None = (201, 260)
     news: tuple[int, int] | None = None
 
     @property
     def tests(self) -> list[Test]:
-        news = [Test(name, *self.news) for name in NEWS] if self.news is not None else []
-        return [Test("flores", *self.flores), *news]
+        names = {"flores": self.flores, **dict.fromkeys(NEWS, self.news)}
+        return [Test(name, *lines) for name, lines in names.items() if lines is not None]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,17 @@ def choices(scale: Scale) -> list[Named]:
     ]
 
 
+def rates(scale: Scale) -> list[Named]:
+    """Learning rates of factors and, relative to them, of rows; and of the general neurons and LoRA alone."""
+    runs = {f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.01)}
+    runs |= {"general neurons": lander(scale, tune="general"), "LoRA": baseline("lora", scale)}
+    return [
+        Named(f"lr={rate:g}, {label}", replace(run, learning_rates=(rate,)))
+        for label, run in runs.items()
+        for rate in (5e-4, 1e-3, 2e-3)
+    ]
+
+
 def layers(scale: Scale) -> list[Named]:
     """Figure 10: k, the number of relevant layers of a pair."""
     return [Named(f"k={count}", lander(replace(scale, num_layers=count))) for count in (1, 2, 4, 7, 10, 14, 18)]
@@ -153,6 +164,7 @@ def alone(scale: Scale) -> list[Named]:
 EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
     "table1": table1,
     "table2": table2,
+    "rates": rates,
     "choices": choices,
     "layers": layers,
     "ratio": ratio,

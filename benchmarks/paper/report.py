@@ -123,7 +123,7 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
     for experiment, results in found.items():
         print(f"\n## {experiment}\n")
         tables = [score_table(results, str(test), metric) for test in scale.tests for metric in SHOWN]
-        tables += [cost_table(results), perplexity_table(results)]
+        tables += [cost_table(results), *([perplexity_table(results)] if scale.tests else [])]
         if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
             tables.append(significance(results, scale, args.data, args.results))
         print("\n\n".join(form(*made) for made in tables))
@@ -139,7 +139,7 @@ def main() -> None:
     scale = read_scale(args)
     found = collect(args.experiments, scale, done(args.results, args.model, scale))
     print_tables(found, scale, args, latex if args.latex else table)
-    if args.figures is not None:
+    if args.figures is not None and scale.tests:
         analysis.draw(found, args.figures, args.results)
 
 

@@ -34,6 +34,7 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
+    parser.add_argument("--development-only", action="store_true", help="score nothing; measure the development loss")
     parser.add_argument("--news-lines", type=int, nargs=2, help="lines of newstest2014 and newstest2016 to score")
     parser.add_argument("--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
@@ -41,7 +42,8 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
 
 def read_scale(args: argparse.Namespace) -> Scale:
     news = tuple(args.news_lines) if args.news_lines else None
-    seeds, pairs, lines = tuple(args.seeds), tuple(args.pairs), tuple(args.test_lines)
+    lines = None if args.development_only else tuple(args.test_lines)
+    seeds, pairs = tuple(args.seeds), tuple(args.pairs)
     return Scale(args.rows, args.search_rows, args.num_layers, seeds, pairs, lines, news)
 
 
@@ -58,7 +60,7 @@ def done(path: Path, model: str, scale: Scale) -> dict[str, dict[str, Any]]:
 
 
 def _has_pairs(result: dict[str, Any], scale: Scale) -> bool:
-    return set(scale.pairs) <= result["scores"][str(scale.tests[0])].keys()
+    return all(set(scale.pairs) <= result["scores"][str(test)].keys() for test in scale.tests[:1])
 
 
 def translations(results: Path, key: str, test: str, pair: str) -> Path:
@@ -97,7 +99,7 @@ def main() -> None:
         return
     if not waiting:
         return
-    bench = Workbench(args.data, args.model, args.dtype, args.device)
+    bench = Workbench(args.data, args.model, args.dtype, args.device, args.results.with_suffix("") / "maps")
     for key, (title, run) in waiting.items():
         print(f"\n{title}", flush=True)
         keep = partial(write_translations, args.results, key)
