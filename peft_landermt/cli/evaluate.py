@@ -8,7 +8,15 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..translation import evaluate_translation, read_corpus
-from .options import add_model_options, load_adapted_model, parse_assignments, with_texts, write_json
+from .options import (
+    add_model_options,
+    is_main,
+    load_adapted_model,
+    parse_assignments,
+    processes,
+    with_texts,
+    write_json,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +46,9 @@ def run(options: argparse.Namespace) -> None:
     corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
     model, tokenizer = load_adapted_model(options)
     results = {}
-    print("| pair | BLEU | chrF++ | empty | runaway |\n|---|---|---|---|---|")
+    main = is_main(options)
+    if main:
+        print("| pair | BLEU | chrF++ | empty | runaway |\n|---|---|---|---|---|")
     for pair, corpus in corpora.items():
         examples = corpus.examples[: options.limit]
         sources, references = [example.source for example in examples], [example.target for example in examples]
@@ -50,8 +60,11 @@ def run(options: argparse.Namespace) -> None:
             pair,
             batch_size=options.batch_size,
             num_beams=options.num_beams,
-            progress=True,
+            distributed=processes(options) is not None,
+            progress=main,
         )
+        if not main:
+            continue
         results[pair] = with_texts(score, sources, references)
         if options.texts:
             write_lines(Path(options.texts), pair, src=sources, hyp=score.hypotheses, ref=references)
@@ -59,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
             f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
         )
         print(f"{score.bleu_signature}\n{score.chrf_signature}")
-    if options.output:
+    if options.output and main:
         write_json(options.output, results)
 
 

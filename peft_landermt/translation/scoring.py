@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from sacrebleu.metrics import BLEU, CHRF
 from torch import nn
 
 from ..errors import CorpusError
 from ..language_pair import parse_pair, two_letter_code
-from .decoding import translate_counted
+from .decoding import Translations, translate_counted
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def evaluate_translation(
     sources: Sequence[str],
     references: Sequence[str],
     language_pair: str,
+    distributed: bool = False,
     **options: Any,
 ) -> TranslationScores:
     """Translate `sources` and score the result against `references`.
@@ -84,13 +86,43 @@ def evaluate_translation(
         sources: Source sentences.
         references: One reference per source.
         language_pair: Direction such as `"en-de"`.
+        distributed: Whether the processes of torch.distributed share the sources; all get the same scores. Not for
+            models whose weights are split between the processes.
         options: Other arguments of `translate`: `batch_size`, `max_new_tokens`, `progress`, `num_beams`, ...
 
     Raises:
         CorpusError: Numbers of sources and references differ, or are 0; checked before anything is translated.
         LanguagePairError: The pair is malformed, or not in the adapter.
+        RuntimeError: With `distributed`, another process failed.
     """
     if len(sources) != len(references) or not sources:
         raise CorpusError("references", len(references), f"need one reference for each of the {len(sources)} sources.")
-    translations = translate_counted(model, tokenizer, sources, language_pair, **options)
+
+    def translate_some(part: Sequence[str]) -> Translations:
+        return translate_counted(model, tokenizer, part, language_pair, **options)
+
+    translations = _translate_together(translate_some, sources) if distributed else translate_some(sources)
     return score_translations(translations.texts, references, language_pair, translations.num_runaway)
+
+
+def _translate_together(
+    translate_some: Callable[[Sequence[str]], Translations], sources: Sequence[str]
+) -> Translations:
+    """Every process translates its share, and all get all translations."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise CorpusError(
+            "distributed", True, "there are no other processes; start the script with accelerate launch or torchrun."
+        )
+    size, rank = dist.get_world_size(), dist.get_rank()
+    try:
+        mine: Translations | Exception = translate_some(sources[rank::size])
+    except Exception as error:  # not lost: raised below, here and in the other processes
+        mine = error
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, mine)
+    texts = [""] * len(sources)
+    for place, part in enumerate(parts):
+        if isinstance(part, Exception):
+            raise part if place == rank else RuntimeError(f"process {place} failed: {part}") from part
+        texts[place::size] = part.texts
+    return Translations(texts, sum(part.num_runaway for part in parts))

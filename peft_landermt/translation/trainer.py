@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -175,6 +176,7 @@ class LanderTrainer(Trainer):
         for row in rows:
             by_pair[row["language_pair"]].append(row)
         scores: dict[str, float] = {}
+        shared = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         for pair, members in by_pair.items():
             sources, references = ([row[name] for row in members] for name in ("source", "target"))
             result = evaluate_translation(
@@ -183,6 +185,7 @@ class LanderTrainer(Trainer):
                 sources,
                 references,
                 pair,
+                shared,
                 **{"batch_size": self.args.per_device_eval_batch_size, **self.generation_options},
             )
             scores[f"{prefix}_bleu_{pair}"], scores[f"{prefix}_chrf_{pair}"] = result.bleu, result.chrf

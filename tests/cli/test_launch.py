@@ -55,6 +55,18 @@ def test_train(shop: Workshop, tmp_path: Path) -> None:
     assert any(value.is_floating_point() and value.abs().max() > 1e-4 for key, value in found.items() if "_B" in key)
 
 
+def test_evaluate(shop: Workshop, tmp_path: Path) -> None:
+    """Two processes share three sentences; what they print and write is what one does."""
+    scores = []
+    for name, start in (("two", launch), ("one", main)):
+        path = tmp_path / f"{name}.json"
+        options = ["--adapter", str(shop.adapter), *shop.data, "--limit", "3", "--output", str(path)]
+        said = start(["evaluate", *shop.model, *options])
+        assert name == "one" or said.count("| en-de |") == 1
+        scores.append(json.loads(path.read_text(encoding="utf-8")))
+    assert scores[0] == scores[1] and len(scores[0]["en-de"]["hypotheses"]) == 3
+
+
 def test_resume_on_another_number_of_processes(shop: Workshop, tmp_path: Path) -> None:
     """Begun by two processes and ended by one, it is the adapter that one process makes."""
     two, one = tmp_path / "two", tmp_path / "one"

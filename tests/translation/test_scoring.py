@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import PreTrainedTokenizerFast
 
@@ -13,6 +15,7 @@ from peft_landermt.errors import CorpusError, LanguagePairError
 from peft_landermt.translation import score_translations
 
 from ..conftest import SENTENCES, build_model
+from ..tuner.helpers import join_processes
 
 HYPOTHESES = ["Das Haus ist sehr alt.", "Wir trinken gern Tee.", "Wo ist der alte Bahnhof?", ""]
 REFERENCES = SENTENCES["de"]
@@ -94,3 +97,21 @@ def test_runaways_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
         model, tokenizer, SENTENCES["en"], REFERENCES, "en-de", max_new_tokens=1, suppress_tokens=[2, 98]
     )
     assert scores.num_runaway <= unlimited.num_runaway == 4
+
+
+def test_there_are_no_other_processes(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(CorpusError, match="distributed=True: there are no other processes"):
+        evaluate_translation(build_model("llama"), tokenizer, ["one"], ["eins"], "en-de", distributed=True)
+
+
+def test_one_process_shares_with_itself(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model, options = build_model("llama"), {"max_new_tokens": 5}
+    alone = evaluate_translation(model, tokenizer, SENTENCES["en"], REFERENCES, "en-de", **options)
+    join_processes(0, 1, tmp_path)
+    try:
+        shared = evaluate_translation(model, tokenizer, SENTENCES["en"], REFERENCES, "en-de", True, **options)
+        with pytest.raises(LanguagePairError):
+            evaluate_translation(model, tokenizer, SENTENCES["en"], REFERENCES, "en-en", True)
+    finally:
+        dist.destroy_process_group()
+    assert shared == alone
