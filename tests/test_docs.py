@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import LanderConfig, detect_neurons, split_adapter
+from peft_landermt.cli import make_parser
 
 from .conftest import SENTENCES, build_model
 from .translation.test_encoder_decoders import build as build_encoder_decoder
@@ -125,3 +127,26 @@ def test_block(
 def test_no_block_is_left_out() -> None:
     pages = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
     assert {page: len(blocks(page)) for page in pages if blocks(page)} == {p: len(n) for p, n in NEEDED.items()}
+
+
+def commands(page: str) -> list[str]:
+    """Lines of a page's blocks that call `landermt`, in whatever way."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+    lines = [line for language, block in fenced if not language for line in block.splitlines()]
+    called = (re.split(r"(?:^|&& )landermt |-m peft_landermt.cli ", line) for line in lines)
+    return [parts[-1].partition("#")[0].partition(" < ")[0] for parts in called if len(parts) > 1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/serving.md", "docs/scale.md"])
+def test_commands_have_the_options_that_there_are(page: str) -> None:
+    found = commands(page)
+    assert found
+    for command in found:
+        assert make_parser().parse_args(shlex.split(command)).command == shlex.split(command)[0]
+
+
+def test_every_command_is_in_the_readme() -> None:
+    subparsers = next(action for action in make_parser()._actions if action.dest == "command")
+    assert isinstance(subparsers.choices, dict)
+    assert {shlex.split(command)[0] for command in commands("README.md")} == set(subparsers.choices)

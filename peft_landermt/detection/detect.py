@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
 from ..ffn import FFN, FFNLayout, check_addressable, find_ffns, fingerprint
@@ -23,6 +22,7 @@ from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..linear import device_and_dtype
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
+from ..progress import progress_bar
 from ..seq2seq import is_encoder_decoder
 from ..version import __version__
 from .awareness import normalize, sum_over_tokens
@@ -109,7 +109,7 @@ def detect_neurons(
     if distributed:
         check_processes((texts, pairs, options, batch_size))
     total = len(batches) + sum(map(len, pair_batches.values()))
-    with frozen(model), tqdm(total=total, desc="Detecting neurons", disable=not progress) as bar:
+    with frozen(model), progress_bar(total, "Detecting neurons", progress) as bar:
 
         def passes(chosen: list[Batch], work: Callable[[Batch], Result]) -> Iterator[Result]:
             for result in shared(chosen, work, distributed):

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import CorpusError
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
 from ..padding import pad_rows, padding_id
+from ..progress import progress_bar
 from ..seq2seq import encode_source, generation_start, is_encoder_decoder
 from .models import evaluating, routed_pairs
 from .templates import build_prompt
@@ -140,7 +140,7 @@ def translate_counted(
     texts = [""] * len(sentences)
     num_runaway = 0
     description = f"Translating {', '.join(dict.fromkeys(map(str, pairs)))}"
-    with evaluating(model), tqdm(total=sum(map(len, batches)), desc=description, disable=not progress) as bar:
+    with evaluating(model), progress_bar(sum(map(len, batches)), description, progress) as bar:
         for chosen in batches:
             sources = [" ".join(sentences[index].split()) for index in chosen]
             names = {} if adapter_names is None else {"adapter_names": [adapter_names[index] for index in chosen]}
