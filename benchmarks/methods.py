@@ -139,18 +139,22 @@ class Workbench:
 
     def neuron_map(self, run: Run) -> NeuronMap:
         """What detection finds for the directions of a run, or its control."""
-        options = {"num_layers": 4, **run.detection}
-        num_layers = options.pop("num_layers")
+        options = dict(run.detection)
+        num_layers = options.pop("num_layers", 4)
         key = hashlib.sha256(json.dumps([self.name, run.pairs, options], sort_keys=True).encode()).hexdigest()[:12]
-        path = self.maps / f"{key}.safetensors" if self.maps is not None else None
-        if key not in self._maps and path is not None and path.exists():
-            self._maps[key] = NeuronMap.load(path)
         if key not in self._maps:
-            sentences = read_flores(self.data, *CALIBRATION, languages_of(run.pairs))
-            self._maps[key] = detect_neurons(self.base, self.tokenizer, sentences, run.pairs, **options)
-            if path is not None:
-                self._maps[key].save(path)
+            path = self.maps / f"{key}.safetensors" if self.maps is not None else None
+            self._maps[key] = self._detect(run.pairs, options, path)
         return control(select_layers(self._maps[key], num_layers), run.control, run.seed)
+
+    def _detect(self, pairs: tuple[str, ...], options: dict[str, Any], path: Path | None) -> NeuronMap:
+        if path is not None and path.exists():
+            return NeuronMap.load(path)
+        sentences = read_flores(self.data, *CALIBRATION, languages_of(pairs))
+        found = detect_neurons(self.base, self.tokenizer, sentences, pairs, **options)
+        if path is not None:
+            found.save(path)
+        return found
 
     def make(self, run: Run) -> Any:
         """A fresh copy of the base with the method's adapter."""

@@ -25,18 +25,18 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import serve
 import torch
 from common import append_result, load_random
-from peft import PeftModel, get_peft_model
+from contenders import PAIRS
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import LanderConfig, detect_neurons, split_adapter, translate
 from peft_landermt.demo import load_base, load_demo_corpus
-
-SERVER = Path(__file__).parents[1] / "examples" / "serve.py"
-OTHERS = ("de", "it", "fr", "ar", "zh")
-PAIRS = [pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en")]
 
 
 def resident(pid: int | str = "self") -> float:
@@ -69,13 +69,6 @@ def make_small(folder: Path) -> tuple[str, list[str]]:
     return str(folder / "base"), [str(path) for path in paths.values()]
 
 
-def load_pairs(base: Any, folders: list[str]) -> PeftModel:
-    model = PeftModel.from_pretrained(base, folders[0], adapter_name="0")
-    for index, folder in enumerate(folders[1:], 1):
-        model.load_adapter(folder, adapter_name=str(index))
-    return model.eval()
-
-
 def ask(port: int, sentence: str, pair: str) -> tuple[str, float]:
     """A translation, and the seconds it took."""
     body = json.dumps({"language_pair": pair, "sentences": [sentence]}).encode()
@@ -89,7 +82,7 @@ def start_server(name: str, folders: list[str]) -> tuple[subprocess.Popen[bytes]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(SERVER), "--model", name, "--port", str(port), "--adapters", *folders]
+    command = [sys.executable, serve.__file__, "--model", name, "--port", str(port), "--adapters", *folders]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while server.poll() is None:
         try:
@@ -103,7 +96,7 @@ def start_server(name: str, folders: list[str]) -> tuple[subprocess.Popen[bytes]
 def load_test(name: str, folders: list[str], requests: int, clients: int, sentences: int) -> dict[str, Any]:
     """Mixed requests from several clients; every answer compared, memory of the server watched."""
     base, tokenizer = load_base(name)
-    model = load_pairs(base, folders)
+    model = serve.load(base, folders)
     adapters = {pair: key for key, config in model.peft_config.items() for pair in config.language_pairs}
     expected: dict[tuple[str, str], str] = {}
     for pair, key in adapters.items():
@@ -149,20 +142,20 @@ def cycle_test(name: str, folders: list[str], cycles: int) -> dict[str, Any]:
     """Load an adapter, swap to it, compare, delete it; one stays loaded throughout."""
     base, tokenizer = load_base(name)
     ids = torch.tensor([tokenizer("The house is old.")["input_ids"]])
-    model = load_pairs(base, folders)
-    expected = []
-    for index in range(len(folders)):
-        model.set_adapter(str(index))
+    model = serve.load(base, folders)
+    expected, names = [], list(model.peft_config)
+    for name in names:
+        model.set_adapter(name)
         expected.append(model(input_ids=ids).logits)
-    for index in range(1, len(folders)):
-        model.delete_adapter(str(index))
+    for name in names[1:]:
+        model.delete_adapter(name)
     wrong, memory = 0, []
     for count in range(cycles):
         index = 1 + count % (len(folders) - 1)
         model.load_adapter(folders[index], adapter_name="guest")
         model.set_adapter("guest")
         wrong += not torch.equal(model(input_ids=ids).logits, expected[index])
-        model.set_adapter("0")
+        model.set_adapter(names[0])
         wrong += not torch.equal(model(input_ids=ids).logits, expected[0])
         model.delete_adapter("guest")
         if (count + 1) % max(1, cycles // 10) == 0:

@@ -32,9 +32,10 @@ class Request(BaseModel):
 
 def load(base: Any, folders: list[str]) -> PeftModel:
     """The base with an adapter for each folder; blocks that they share are kept once."""
-    model = PeftModel.from_pretrained(base, folders[0], adapter_name=folders[0].replace(".", "_"))
-    for folder in folders[1:]:
-        model.load_adapter(folder, adapter_name=folder.replace(".", "_"))
+    names = [folder.replace(".", "_") for folder in folders]  # PEFT's names have no dots
+    model = PeftModel.from_pretrained(base, folders[0], adapter_name=names[0])
+    for folder, name in zip(folders[1:], names[1:], strict=True):
+        model.load_adapter(folder, adapter_name=name)
     return model.eval()
 
 

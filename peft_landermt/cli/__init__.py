@@ -28,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(subparsers)
     for subparser in subparsers.choices.values():
+        subparser.formatter_class = argparse.RawDescriptionHelpFormatter  # examples keep their lines
         subparser.add_argument("--config", metavar="FILE", help="YAML file with options, by the names of the flags")
     return parser
 

@@ -20,7 +20,6 @@ def add_parser(subparsers: Any) -> None:
         help="find the layers and neurons of language pairs",
         description="Find the layers and neurons that matter to language pairs, from parallel sentences.",
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument(

@@ -25,7 +25,6 @@ def add_parser(subparsers: Any) -> None:
         help="score translations of a corpus",
         description="Translate corpora and score the result with sacreBLEU.",
         epilog="example:\n  landermt evaluate --adapter out --data en-de=test.tsv --output scores.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")

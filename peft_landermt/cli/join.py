@@ -15,7 +15,6 @@ def add_parser(subparsers: Any) -> None:
         help="join adapters that were split",
         description="Join adapters of single language pairs, made by splitting one adapter, into one adapter again.",
         epilog="example:\n  landermt join out/pairs/en-de out/pairs/de-en --output joined",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument("adapters", nargs="+", help="adapter folders")

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterError, ConfigError
-from .options import add_model_options, load_adapted_model
+from ..errors import ConfigError
+from .options import add_model_options, load_adapted_model, require_adapter
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,7 +17,6 @@ def add_parser(subparsers: Any) -> None:
         description="Write an adapter into the weights of its base, for one language pair. The folder loads with "
         "transformers alone, and so with vLLM, llama.cpp's converter and others that read such folders.",
         epilog="example:\n  landermt merge --adapter out --pair en-de --output model-en-de",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--pair", help="direction, such as en-de; needed where the adapter holds several")
@@ -26,8 +25,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if not options.adapter:
-        raise AdapterError("--adapter", None, "name the adapter folder to merge.")
+    require_adapter(options)
     folder = Path(options.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("--output", options.output, "is there already; name a folder that is not, or is empty.")

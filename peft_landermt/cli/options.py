@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_base
-from ..errors import ConfigError, CorpusError
+from ..errors import AdapterError, ConfigError, CorpusError
 from ..seq2seq import is_encoder_decoder
 from ..translation import TranslationScores
 
@@ -74,6 +74,12 @@ def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:
     """The base model with `--adapter`, if one is named, and its tokenizer."""
     model, tokenizer = load_model(options)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
+
+
+def require_adapter(options: argparse.Namespace) -> None:
+    """Raise AdapterError if a command that changes an adapter was given none."""
+    if not options.adapter:
+        raise AdapterError("--adapter", None, f"name the adapter folder to {options.command}.")
 
 
 def parse_assignments(values: list[str], option: str) -> dict[str, str]:

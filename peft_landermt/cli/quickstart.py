@@ -44,7 +44,6 @@ def add_parser(subparsers: Any) -> None:
         description="Detect language-aware neurons, tune them, split the adapter into one per language pair, load "
         "these through PEFT and compare translations before and after. The corpus comes with the package.",
         epilog="example:\n  landermt quickstart --pairs en-it it-en --output out",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument("--pairs", nargs="+", default=["en-de", "de-en", "en-fr", "fr-en"])

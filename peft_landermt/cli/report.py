@@ -16,7 +16,6 @@ def add_parser(subparsers: Any) -> None:
         description="Write one self-contained HTML page: relevant layers, neurons and awareness of a neuron map; and "
         "of a folder also adapters, training curves, and scores and translations that landermt evaluate wrote.",
         epilog="example:\n  landermt report out --output out/report.html",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, help="a neuron map file or a folder")
     parser.add_argument("--output", type=Path, help="HTML file to write (default: report.html beside or in the path)")

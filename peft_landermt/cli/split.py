@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import AdapterError
 from ..tuner.adapters import split_adapter
-from .options import add_model_options, load_adapted_model
+from .options import add_model_options, load_adapted_model, require_adapter
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,7 +15,6 @@ def add_parser(subparsers: Any) -> None:
         help="split an adapter into one folder per pair",
         description="Split an adapter of several language pairs into one adapter folder per pair.",
         epilog="example:\n  landermt split --adapter out --output out/pairs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--output", required=True, help="folder for the pairs' folders")
@@ -24,8 +22,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if not options.adapter:
-        raise AdapterError("--adapter", None, "name the adapter folder to split.")
+    require_adapter(options)
     model, _ = load_adapted_model(options)
     for pair, folder in split_adapter(model, options.output).items():
         print(f"{pair}: {folder}")

@@ -26,7 +26,6 @@ def add_parser(subparsers: Any) -> None:
         description="Train an adapter for one or more language pairs. Corpora: TSV, JSON lines, TMX, the common "
         "prefix of two line-aligned files (corpus for corpus.en and corpus.de), or the name of a data set.",
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")

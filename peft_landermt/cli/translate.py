@@ -16,7 +16,6 @@ def add_parser(subparsers: Any) -> None:
         help="translate lines of text",
         description="Translate lines of text, from a file or from standard input, to standard output.",
         epilog="example:\n  echo 'Good morning.' | landermt translate --adapter out/en-de --pair en-de",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--pair", required=True, help="direction, such as en-de")

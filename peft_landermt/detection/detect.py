@@ -22,6 +22,7 @@ from ..language_pair import LanguagePair, check_language, parse_pairs
 from ..linear import device_and_dtype
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
+from ..processes import Result, check_started, same_everywhere, shared
 from ..progress import progress_bar
 from ..seq2seq import is_encoder_decoder
 from ..version import __version__
@@ -30,7 +31,6 @@ from .batches import Batch, Batcher
 from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
 from .partition import check_general_ratio, partition
 from .passes import accepts_logits_to_keep, frozen, tap_activations
-from .processes import Result, check_processes, shared
 
 
 @torch.inference_mode(False)
@@ -107,7 +107,10 @@ def detect_neurons(
         "ffn_layout": None if layout is None else layout.to_dict(),
     }
     if distributed:
-        check_processes((texts, pairs, options, batch_size))
+        check_started(DetectionError)
+        if not same_everywhere((texts, pairs, options, batch_size)):
+            remedy = "the processes differ in sentences, pairs or options; call detect_neurons with the same in each."
+            raise DetectionError("distributed", True, remedy)
     total = len(batches) + sum(map(len, pair_batches.values()))
     with frozen(model), progress_bar(total, "Detecting neurons", progress) as bar:
 

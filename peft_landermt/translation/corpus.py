@@ -62,6 +62,7 @@ class Corpus:
 
 
 def collect_examples(outcomes: Iterable[Outcome], pair: LanguagePair, field_name: str, value: Any) -> Corpus:
+    """The rows that give an example, and how many do not by reason; CorpusError, of the named field, if none does."""
     corpus, language_pair = Corpus([]), str(pair)
     for outcome in outcomes:
         if isinstance(outcome, str):

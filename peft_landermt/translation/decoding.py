@@ -162,8 +162,8 @@ def translate_counted(
 
 def _pairs_of(language_pair: str | Sequence[str], count: int) -> list[LanguagePair]:
     """The pair of every sentence."""
-    if not isinstance(language_pair, (list, tuple)):
-        return [parse_pair(language_pair)] * count  # type: ignore[arg-type]
+    if isinstance(language_pair, str) or not isinstance(language_pair, Sequence):
+        return [parse_pair(language_pair)] * count
     if len(language_pair) != count:
         raise CorpusError("language_pair", len(language_pair), f"need one for each of the {count} sentences.")
     return [parse_pair(pair) for pair in language_pair]
@@ -193,7 +193,10 @@ def _translate_batch(
     template: str | None,
     options: dict[str, Any],
 ) -> tuple[list[str], int]:
-    limits = [max_new_tokens or 16 + 2 * len(tokenizer(source)["input_ids"]) for source in sources]
+    if max_new_tokens is None:
+        limits = [16 + 2 * len(tokenizer(source)["input_ids"]) for source in sources]
+    else:
+        limits = [max_new_tokens] * len(sources)
     routing = {"language_pairs": [str(pair) for pair in pairs]} if routed_pairs(model) else {}
     pad = padding_id(tokenizer)
     if is_encoder_decoder(model):
@@ -202,7 +205,7 @@ def _translate_batch(
             for source, pair in zip(sources, pairs, strict=True)
         ]
         start: dict[str, Any] = dict(generation_start(tokenizer, pairs[0]))
-        before = 1  # the decoder's own start, then the language
+        given = 1  # the decoder's own start; then, for some, the language, which counts as new
         first = 2 if "forced_bos_token_id" in start else 1
         ids, mask = pad_rows(encoded, pad)
         criteria = []
@@ -213,9 +216,9 @@ def _translate_batch(
             for source, pair in zip(sources, pairs, strict=True)
         ]
         ids, mask = pad_rows(encoded, pad, "left")
-        before = first = ids.shape[1]
+        given = first = ids.shape[1]
         start, criteria = {}, [_StopAtLineEnd(tokenizer, first)]
-    criteria.append(_StopAtLimit(limits, before))
+    criteria.append(_StopAtLimit(limits, given))
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     output = model.generate(  # type: ignore[operator]
         input_ids=ids.to(device),
@@ -235,11 +238,12 @@ def _translate_batch(
     ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])}
     lines, num_runaway = [], 0
     for limit, row in zip(limits, output[:, first:].tolist(), strict=True):
-        row = row[: limit - first + before]
+        room = limit - (first - given)
+        row = row[:room]
         end = next((index for index, token in enumerate(row) if token in ends), None)
         ended = end is not None
         text = tokenizer.decode(row if end is None else row[: end + 1], skip_special_tokens=True)
         line, line_end, _ = text.lstrip().partition("\n")
-        num_runaway += not ended and not line_end and len(row) >= limit - first + before
+        num_runaway += not ended and not line_end and len(row) >= room
         lines.append(line.strip())
     return lines, num_runaway

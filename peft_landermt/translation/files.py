@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import itertools
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 from xml.etree import ElementTree
 
 from ..errors import CorpusError
@@ -120,8 +120,8 @@ def _tmx_units(path: str | os.PathLike[str], pair: LanguagePair) -> Iterator[Out
         try:
             for _, element in ElementTree.iterparse(file):
                 if element.tag == "tu":
-                    texts = [_tmx_text(element, language) for language in pair]
-                    yield MISSING_COLUMN if None in texts else (str(texts[0]), str(texts[1]))
+                    source, target = (_tmx_text(element, language) for language in pair)
+                    yield MISSING_COLUMN if source is None or target is None else (source, target)
                     element.clear()
         except ElementTree.ParseError as error:
             raise CorpusError("path", name, f"is not well-formed XML ({error}); export it again.") from error
@@ -149,11 +149,11 @@ def _tmx_pieces(element: ElementTree.Element) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(name: str, field_name: str) -> Iterator[IO[bytes]]:
+def _opened(name: str, field_name: str) -> Iterator[gzip.GzipFile | io.BufferedReader]:
     """A file, unpacked if its name ends in `.gz`; CorpusError for all that can go wrong with it."""
     try:
         with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
-            yield file  # type: ignore[misc]
+            yield file
     except FileNotFoundError as error:
         raise CorpusError(field_name, name, "there is no such file; check the path.") from error
     except (OSError, EOFError, zlib.error) as error:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import CorpusError
 from ..language_pair import parse_pair, two_letter_code
+from ..processes import check_started, shared
 from .decoding import Translations, translate_counted
 
 
@@ -93,7 +94,6 @@ def evaluate_translation(
     Raises:
         CorpusError: Numbers of sources and references differ, or are 0; checked before anything is translated.
         LanguagePairError: The pair is malformed, or not in the adapter.
-        RuntimeError: With `distributed`, another process failed.
     """
     if len(sources) != len(references) or not sources:
         raise CorpusError("references", len(references), f"need one reference for each of the {len(sources)} sources.")
@@ -109,20 +109,11 @@ def _translate_together(
     translate_some: Callable[[Sequence[str]], Translations], sources: Sequence[str]
 ) -> Translations:
     """Every process translates its share, and all get all translations."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise CorpusError(
-            "distributed", True, "there are no other processes; start the script with accelerate launch or torchrun."
-        )
-    size, rank = dist.get_world_size(), dist.get_rank()
-    try:
-        mine: Translations | Exception = translate_some(sources[rank::size])
-    except Exception as error:  # not lost: raised below, here and in the other processes
-        mine = error
-    parts: list[Any] = [None] * size
-    dist.all_gather_object(parts, mine)
+    check_started(CorpusError)
+    size = dist.get_world_size()
+    shares = [sources[place::size] for place in range(size)]
+    parts = list(shared(shares, translate_some, distributed=True))
     texts = [""] * len(sources)
     for place, part in enumerate(parts):
-        if isinstance(part, Exception):
-            raise part if place == rank else RuntimeError(f"process {place} failed: {part}") from part
         texts[place::size] = part.texts
     return Translations(texts, sum(part.num_runaway for part in parts))

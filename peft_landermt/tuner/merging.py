@@ -35,7 +35,7 @@ def merged_weight(
     weight = weight_rows(layer).detach().clone(memory_format=torch.contiguous_format)
     general, specific = blocks.group_masks(pair)
     wanted = (GENERAL_BLOCK, *layout.languages(pair))
-    gates = _gates(blocks, pair) if not is_output else (1.0, 1.0)
+    gates = gates_of_pair(blocks, pair) if not is_output else (1.0, 1.0)
     for block, gate in zip(wanted, (gates[0], *[gates[1]] * (len(wanted) - 1)), strict=True):
         if block not in layout.tuned_blocks and gate == 1.0:
             continue
@@ -52,7 +52,8 @@ def merged_weight(
     return weight.t().contiguous() if transposed else weight
 
 
-def _gates(blocks: NeuronBlocks, pair: str | None) -> tuple[float, float]:
+def gates_of_pair(blocks: NeuronBlocks, pair: str | None) -> tuple[float, float]:
+    """Gates of the general and of the pair's specific neurons, where they do not depend on the input."""
     if blocks.layout.car == "off":
         return 1.0, 1.0
     return constant_gates(blocks.layout.car, *blocks.get_buffer("awareness_sums")[blocks.pair_index(pair)].tolist())

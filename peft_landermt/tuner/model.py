@@ -283,8 +283,9 @@ class LanderModel(BaseTuner):
             `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over the tokens trained on since
             the last call. With several active adapters, names begin with the adapter's.
         """
-        layers, metrics = self._layers(), {}
+        metrics = {}
         for adapter in self.active_adapters:
+            layers = [layer for layer in self._layers() if adapter in layer.lander_blocks]
             prefix = f"{adapter}/" if len(self.active_adapters) > 1 else ""
             for block, change in relative_changes(layers, adapter).items():
                 metrics[f"{prefix}change_{block}"] = change

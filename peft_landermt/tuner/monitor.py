@@ -9,7 +9,7 @@ import torch
 
 from ..linear import has_dense_weight, weight_rows
 from .layer import INPUT_DEPENDENT, LanderFFN
-from .routing import constant_gates
+from .merging import gates_of_pair
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str
     Frobenius norms over the rows (columns of the output projection) of the block's neurons, all FFNs together.
 
     Args:
-        layers: Adapted FFNs.
+        layers: FFNs that have the adapter.
         adapter_name: An adapter.
 
     Returns:
@@ -28,8 +28,6 @@ def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str
     """
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for layer in layers:
-        if adapter_name not in layer.lander_blocks:
-            continue
         blocks = layer.blocks(adapter_name)
         for projection in layer.projection_names:
             base = layer.base_layer.get_submodule(projection)
@@ -51,7 +49,7 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
     without a token are left out. With `"paper"` and `"proportional"` the constants (eq. 6 to 8).
 
     Args:
-        layers: Adapted FFNs.
+        layers: FFNs that have the adapter.
         adapter_name: An adapter.
 
     Returns:
@@ -59,17 +57,14 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
     """
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for layer in layers:
-        if adapter_name not in layer.lander_blocks:
-            continue
         blocks = layer.blocks(adapter_name)
         car = blocks.layout.car
         if car == "off":
             continue
-        seen = blocks.take_observed_gates() if car in INPUT_DEPENDENT else {}
-        for index, pair in enumerate(blocks.layout.language_pairs):
-            if car not in INPUT_DEPENDENT:
-                specific, general = blocks.get_buffer("awareness_sums")[index].tolist()
-                found[pair].append(constant_gates(car, specific, general))
-            elif pair in seen:
-                found[pair].append(seen[pair])
+        if car in INPUT_DEPENDENT:
+            gates = blocks.take_observed_gates()
+        else:
+            gates = {pair: gates_of_pair(blocks, pair) for pair in blocks.layout.language_pairs}
+        for pair, values in gates.items():
+            found[pair].append(values)
     return {pair: tuple(sum(side) / len(side) for side in zip(*gates, strict=True)) for pair, gates in found.items()}

@@ -574,7 +574,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]) 
     assert "usage: landermt" in capsys.readouterr().err
 
 
-COMMANDS = ["quickstart", "detect", "train", "evaluate", "translate", "inspect", "report", "split", "join"]
+COMMANDS = ["quickstart", "detect", "train", "evaluate", "translate", "inspect", "report", "split", "join", "merge"]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -23,15 +23,18 @@ __all__ = ["shop"]
 pytestmark = pytest.mark.slow
 
 
-def launch(arguments: list[str]) -> str:
-    """Run the command in two processes; return what the first printed."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def run_in_processes(count: int, *command: str) -> str:
+    """Run a script or module under torchrun; return what the first process printed."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK, "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        [*start, "-m", "peft_landermt.cli", *arguments], env=environment, capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run([*start, *command], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def launch(arguments: list[str]) -> str:
+    """Run `landermt` in two processes."""
+    return run_in_processes(2, "-m", "peft_landermt.cli", *arguments)
 
 
 def test_detect(shop: Workshop, tmp_path: Path) -> None:
@@ -82,23 +85,15 @@ def test_resume_on_another_number_of_processes(shop: Workshop, tmp_path: Path) -
     assert any(not half[key].equal(value) for key, value in expected.items())
 
 
-def test_streamed_rows(tmp_path: Path) -> None:
+def test_streamed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes share a stream: together they log what one process logs with batches twice as large."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the script imports from tests
     script = tmp_path / "train.py"
     script.write_text(STREAM, encoding="utf-8")
-    logs = []
-    for processes, size in ((2, 1), (1, 2)):
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK, "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(
-            [*start, str(script), str(tmp_path), str(size)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        logs.append(json.loads(done.stdout.splitlines()[-1]))
+    logs = [
+        json.loads(run_in_processes(processes, str(script), str(tmp_path), str(size)).splitlines()[-1])
+        for processes, size in ((2, 1), (1, 2))
+    ]
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
     assert len(logs[0]) == 3
 

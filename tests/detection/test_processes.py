@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import NeuronMap, detect_neurons
-from peft_landermt.detection.processes import shared
 from peft_landermt.errors import DetectionError
+from peft_landermt.processes import shared
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from ..tuner.helpers import join_processes

@@ -126,6 +126,12 @@ def test_one_pair_too_many_or_too_few(tokenizer: PreTrainedTokenizerFast, pairs:
         translate(build_model("llama"), tokenizer, ["one", "two"], pairs)
 
 
+def test_no_room_for_a_translation(tokenizer: PreTrainedTokenizerFast) -> None:
+    """0 is not taken for the default; transformers refuses it."""
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        translate(build_model("llama"), tokenizer, ["one"], "en-de", max_new_tokens=0)
+
+
 def test_empty_sentences_give_empty_translations(tokenizer: PreTrainedTokenizerFast) -> None:
     model = build_model("llama")
     sentences = ["", "We drink tea.", " \t\n", "It rained."]

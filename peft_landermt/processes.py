@@ -1,4 +1,4 @@
-"""Passes shared by the processes of torch.distributed."""
+"""Work shared by the processes of torch.distributed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from ..errors import DetectionError
+from .errors import LanderError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def check_processes(given: Any) -> None:
-    """Check that there are processes to share with, and that all were given the same.
-
-    Args:
-        given: Everything that the passes depend on; it is compared between the processes.
+def check_started(error: type[LanderError]) -> None:
+    """Check that there are processes to share with.
 
     Raises:
-        DetectionError: torch.distributed is not initialized, or the processes were given different things.
+        LanderError: torch.distributed is not initialized; of the class `error`.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise DetectionError(
+        raise error(
             "distributed",
             True,
             "there are no other processes; start the script with accelerate launch or torchrun, and make a process "
             "group (accelerate.PartialState() or torch.distributed.init_process_group()) first.",
         )
-    if any(other != given for other in _gathered(given)):
-        raise DetectionError(
-            "distributed",
-            True,
-            "the processes differ in sentences, pairs or options; call detect_neurons with the same in each.",
-        )
+
+
+def same_everywhere(value: Any) -> bool:
+    """Whether all processes have an equal value here."""
+    return all(other == value for other in _gathered(value))
 
 
 def shared(items: Sequence[Item], work: Callable[[Item], Result], distributed: bool) -> Iterator[Result]:
