@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -199,16 +199,16 @@ class Workbench:
         return time.perf_counter() - start
 
     @torch.no_grad()
-    def development_loss(self, run: Run, model: Any) -> float:
-        """Mean token loss on the development lines of all directions."""
-        texts = read_flores(self.data, *DEVELOPMENT, languages_of(run.pairs))
+    def development_losses(self, run: Run, model: Any, pairs: Sequence[str]) -> dict[str, float]:
+        """Mean token loss on the development lines: of each direction, and of all of them as `mean`."""
+        texts = read_flores(self.data, *DEVELOPMENT, languages_of(pairs))
         rows = [
             {"source": source, "target": target, "language_pair": pair}
-            for pair in run.pairs
+            for pair in pairs
             for source, target in zip(*(texts[language] for language in pair.split("-")), strict=True)
         ]
-        trainer = self._trainer(run, model, eval_dataset=rows, per_device_eval_batch_size=8)
-        return trainer.evaluate()["eval_loss"]
+        found = self._trainer(run, model, eval_dataset=rows, per_device_eval_batch_size=8).evaluate()
+        return {**{pair: found[f"eval_loss_{pair}"] for pair in pairs}, "mean": found["eval_loss"]}
 
     def _trainer(
         self, run: Run, model: Any, train_dataset: Any = None, eval_dataset: Any = None, **arguments: Any
@@ -292,16 +292,21 @@ class Workbench:
             result["learning_rate"] = learning_rate
             result["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
             result["train_seconds"] = self.train(run, model, run.rows, learning_rate)
-        result["development_loss"] = self.development_loss(run, model)
-        print(f"development loss {result['development_loss']:.4f}", flush=True)
+        result |= {"development_losses": {}, "scores": {str(test): {} for test in tests}}
         pairs = pairs or run.pairs
-        foreign = tuple(pair for pair in pairs if run.method == "lander" and pair not in run.pairs)
-        own = tuple(pair for pair in pairs if pair not in foreign)
-        result["scores"] = {str(test): self.score(run, model, test, own, keep) for test in tests}
-        if foreign:  # an adapter serves only its own pairs; what its weights do to others is seen when it is merged
-            model = model.merge_and_unload()
+        for own in (True, False):
+            group = tuple(pair for pair in pairs if (pair in run.pairs) == own)
+            if not group:
+                continue
+            if run.method == "lander" and not own:
+                model = model.merge_and_unload()  # an adapter serves only its own pairs; this shows the others
+            losses = self.development_losses(run, model, group)
+            print(f"development loss {losses['mean']:.4f}", flush=True)
+            mean = losses.pop("mean")
+            result.setdefault("development_loss", mean)
+            result["development_losses"] |= losses
             for test in tests:
-                result["scores"][str(test)].update(self.score(run, model, test, foreign, keep))
+                result["scores"][str(test)] |= self.score(run, model, test, group, keep)
         if tests:
             result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
@@ -322,7 +327,7 @@ class Workbench:
     def _development_loss_of(self, run: Run, learning_rate: float) -> float:
         candidate = self.make(run)
         self.train(run, candidate, run.search_rows, learning_rate)
-        loss = self.development_loss(run, candidate)
+        loss = self.development_losses(run, candidate, run.pairs)["mean"]
         print(f"lr {learning_rate:g}: development loss {loss:.4f}", flush=True)
         return loss
 

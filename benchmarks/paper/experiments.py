@@ -55,9 +55,9 @@ LEARNING_RATES = {
     "full": (1e-5, 2e-5, 5e-5),
     "adapter": (2e-4, 5e-4, 1e-3),
     "lora": (2e-4, 5e-4, 1e-3),
-    "lora-ffn": (2e-4, 5e-4, 1e-3),
+    "lora-ffn": (5e-4, 1e-3, 2e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
-    "lander": (2e-4, 5e-4, 1e-3),
+    "lander": (5e-4, 1e-3, 2e-3),
     "lander, rows": (1e-4, 3e-4, 1e-3),
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
@@ -122,13 +122,21 @@ def choices(scale: Scale) -> list[Named]:
 
 
 def rates(scale: Scale) -> list[Named]:
-    """Learning rates of factors and, relative to them, of rows; and of the general neurons and LoRA alone."""
-    runs = {f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.01)}
-    runs |= {"general neurons": lander(scale, tune="general"), "LoRA": baseline("lora", scale)}
+    """Every method at each of its learning rates; LANDER's rows at parts of it, or not tuned."""
+    ffns = {"detection": {"num_layers": scale.num_layers}}
+    runs = {
+        "Full finetuning": baseline("full", scale),
+        "Adapter": baseline("adapter", scale),
+        "LoRA": baseline("lora", scale),
+        "LoRA on the same FFNs": baseline("lora-ffn", scale, **ffns),
+        "Adapter-LoRA": baseline("adapter-lora", scale),
+        **{f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.03, 0.01)},
+        "general neurons": lander(scale, tune="general"),
+    }
     return [
-        Named(f"lr={rate:g}, {label}", replace(run, learning_rates=(rate,)))
+        Named(f"{label}, lr={rate:g}", replace(run, learning_rates=(rate,)))
         for label, run in runs.items()
-        for rate in (5e-4, 1e-3, 2e-3)
+        for rate in LEARNING_RATES[run.method]
     ]
 
 
