@@ -200,7 +200,7 @@ class Workbench:
 
     @torch.no_grad()
     def development_losses(self, run: Run, model: Any, pairs: Sequence[str]) -> dict[str, float]:
-        """Mean token loss on the development lines: of each direction, and of all of them as `mean`."""
+        """Loss on the development lines: of each direction over its tokens; of all as `mean`, over batches' means."""
         texts = read_flores(self.data, *DEVELOPMENT, languages_of(pairs))
         rows = [
             {"source": source, "target": target, "language_pair": pair}
@@ -307,8 +307,7 @@ class Workbench:
             result["development_losses"] |= losses
             for test in tests:
                 result["scores"][str(test)] |= self.score(run, model, test, group, keep)
-        if tests:
-            result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
+        result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -169,38 +170,50 @@ def _group(measured: dict[str, Any], group: str) -> dict[str, list[float]]:
     return {pair: sums[group] for pair, sums in measured["awareness"].items()}
 
 
+def _outcome(run: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """What came of a run, by direction: BLEU on the first test set; the development loss where nothing was scored."""
+    for scores in run["scores"].values():
+        return "BLEU", {pair: row["bleu"] for pair, row in scores.items()}
+    return "development loss", run["development_losses"]
+
+
 def _draw_sweep(results: dict[str, Any], pyplot: Any, save: Any, name: str, label: str) -> None:
-    """Mean BLEU on the first test set against one option."""
+    """The mean outcome against one option."""
     points = []
     for key, runs in results.items():
-        scores = [row["bleu"] for run in runs for row in next(iter(run["scores"].values())).values()]
-        points.append((float(key.partition("=")[2]), sum(scores) / len(scores)))
+        measure, outcomes = zip(*map(_outcome, runs), strict=True)
+        points.append((float(key.partition("=")[2]), fmean(fmean(outcome.values()) for outcome in outcomes)))
     figure, axes = pyplot.subplots(figsize=(4.8, 3.4), layout="constrained")
     axes.plot(*zip(*points, strict=True), marker="o")
-    axes.set(xlabel=label, ylabel="mean BLEU")
+    axes.set(xlabel=label, ylabel=f"mean {measure[0]}")
     save(figure, name)
 
 
 def _draw_transfer(results: dict[str, Any], pyplot: Any, save: Any) -> None:
-    """Figure 3: BLEU of every direction (columns) after tuning one (rows)."""
+    """Figure 3: what every direction (columns) gains or loses when one is tuned (rows), beside the base."""
+    if "0-shot" not in results:
+        return
+    measure, base = _outcome(results["0-shot"][0])
     for method in ("LANDeRMT", "LoRA"):
-        rows = {
-            key.partition(", ")[2]: [row["bleu"] for row in next(iter(runs[0]["scores"].values())).values()]
-            for key, runs in results.items()
-            if key.startswith(method)
+        tuned = {
+            label.partition(", ")[2]: _outcome(runs[0])[1]
+            for label, runs in results.items()
+            if label.startswith(f"{method}, ")
         }
-        if rows.keys() <= {"joint"}:
+        if tuned.keys() <= {"joint"}:
             continue
-        columns = list(next(iter(next(iter(results.values()))[0]["scores"].values())))
+        changes = [[outcome[pair] - base[pair] for pair in base] for outcome in tuned.values()]
+        bound = max(abs(change) for row in changes for change in row)
         figure, axes = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
-        image = axes.imshow(list(rows.values()), cmap="viridis")
-        axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=method)
-        axes.set_xticklabels(columns, rotation=60)
-        axes.set_yticklabels(rows)
-        for y, values in enumerate(rows.values()):
-            for x, value in enumerate(values):
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white", fontsize="small")
-        figure.colorbar(image, label="BLEU")
+        colours = "RdBu" if measure == "BLEU" else "RdBu_r"  # blue is better
+        image = axes.imshow(changes, cmap=colours, vmin=-bound, vmax=bound)
+        axes.set(xticks=range(len(base)), yticks=range(len(tuned)), title=method)
+        axes.set_xticklabels(base, rotation=60)
+        axes.set_yticklabels(tuned)
+        for y, row in enumerate(changes):
+            for x, change in enumerate(row):
+                axes.text(x, y, f"{change:+.2f}", ha="center", va="center", fontsize="small")
+        figure.colorbar(image, label=f"change of {measure}")
         save(figure, f"figure_3_{method.lower()}")
 
 

@@ -161,11 +161,14 @@ def data(scale: Scale) -> list[Named]:
 
 
 def alone(scale: Scale) -> list[Named]:
-    """Figure 3 and interference: one direction at a time, all directions scored; beside joint training."""
+    """Figure 3 and interference: directions tuned alone and jointly, all of them scored, beside the base."""
     return [
-        Named(f"{label}, {pairs}", run)
-        for pairs, size in [("joint", scale), *((pair, replace(scale, pairs=(pair,))) for pair in scale.pairs)]
-        for label, run in (("LoRA", baseline("lora", size)), ("LANDeRMT", lander(size)))
+        Named("0-shot", baseline("zero-shot", scale)),
+        *(
+            Named(f"{label}, {pairs}", run)
+            for pairs, size in [("joint", scale), *((pair, replace(scale, pairs=(pair,))) for pair in scale.pairs)]
+            for label, run in (("LoRA", baseline("lora", size)), ("LANDeRMT", lander(size)))
+        ),
     ]
 
 

@@ -73,14 +73,15 @@ def cost_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     return ["", "development loss", "trained", "seconds"], rows
 
 
-def perplexity_table(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """Perplexity of plain text, by language."""
-    languages = list(next(iter(results.values()))[0]["perplexity"])
+def average_table(results: Results, measure: str, title: str) -> tuple[list[str], list[list[Any]]]:
+    """A measure by direction or language, of the runs that have it, averaged over seeds."""
+    measured = {label: runs for label, runs in results.items() if all(run.get(measure) for run in runs)}
+    columns = list(dict.fromkeys(name for runs in measured.values() for name in runs[0][measure]))
     rows = [
-        [label, *(fmean([run["perplexity"][language] for run in runs]) for language in languages)]
-        for label, runs in results.items()
+        [label, *(f"{fmean([run[measure][name] for run in runs]):.4g}" for name in columns)]
+        for label, runs in measured.items()
     ]
-    return ["perplexity", *languages], rows
+    return [title, *columns], rows
 
 
 def significance(results: Results, scale: Scale, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
@@ -123,10 +124,14 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
     for experiment, results in found.items():
         print(f"\n## {experiment}\n")
         tables = [score_table(results, str(test), metric) for test in scale.tests for metric in SHOWN]
-        tables += [cost_table(results), *([perplexity_table(results)] if scale.tests else [])]
+        tables += [
+            cost_table(results),
+            average_table(results, "development_losses", "development loss"),
+            average_table(results, "perplexity", "perplexity"),
+        ]
         if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
             tables.append(significance(results, scale, args.data, args.results))
-        print("\n\n".join(form(*made) for made in tables))
+        print("\n\n".join(form(*made) for made in tables if made[1]))
 
 
 def main() -> None:
@@ -139,7 +144,7 @@ def main() -> None:
     scale = read_scale(args)
     found = collect(args.experiments, scale, done(args.results, args.model, scale))
     print_tables(found, scale, args, latex if args.latex else table)
-    if args.figures is not None and scale.tests:
+    if args.figures is not None:
         analysis.draw(found, args.figures, args.results)
 
 

@@ -142,3 +142,29 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {f"figure_{n}.{kind}" for n in (4, 5, 6, 7, 8, 12, 13) for kind in ("png", "svg")}
+
+
+@pytest.mark.slow
+def test_one_direction_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What tuning one direction does to the other, by the development loss; drawn beside the base."""
+    labels = ["0-shot", "LoRA, en-de", "LANDeRMT, en-de"]
+    options = [*scale(folder), "--rows", "24", "--search-rows", "0", "--development-only", "--experiments", "alone"]
+    options += ["--results", str(folder / "alone.jsonl")]
+    run(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
+    base, *tuned = [json.loads(line) for line in (folder / "alone.jsonl").read_text(encoding="utf-8").splitlines()]
+    for result in (base, *tuned):
+        assert list(result["development_losses"]) == PAIRS and set(result["perplexity"]) == {"en", "de"}
+        assert result["scores"] == {}
+    for result in tuned:
+        assert result["pairs"] == ["en-de"]
+        assert result["development_loss"] == pytest.approx(result["development_losses"]["en-de"], rel=0.01)
+        assert all(loss != base["development_losses"][pair] for pair, loss in result["development_losses"].items())
+
+    capsys.readouterr()
+    run(monkeypatch, "paper/report.py", *options, "--figures", str(folder / "drawn"))
+    losses = " | ".join(f"{loss:.4g}" for loss in base["development_losses"].values())
+    assert f"| 0-shot | {losses} |" in capsys.readouterr().out
+    names = {f"figure_3_{method}.{kind}" for method in ("lora", "landermt") for kind in ("png", "svg")}
+    assert {path.name for path in (folder / "drawn").iterdir()} == names
