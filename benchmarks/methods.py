@@ -81,11 +81,17 @@ class Run:
     seed: int = 0
     detection: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    row_lr_ratio: float = 0.1
+    row_lr_ratio: float = 0.03
     control: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def has_rows_beside_factors(self) -> bool:
+        """Whether `row_lr_ratio` means anything."""
+        forms = (self.options.get("tune", "pair"), self.options.get("general_rank", 16))
+        return self.method == "lander" and forms[0] == "pair" and forms[1] is not None
 
     @property
     def key(self) -> str:
@@ -96,8 +102,9 @@ class Run:
         elif self.method not in ("lander", "lora-ffn"):
             values.pop("detection")
         if self.method != "lander":
-            for name in ("row_lr_ratio", "control"):
-                values.pop(name, None)
+            values.pop("control", None)
+        if not self.has_rows_beside_factors:
+            values.pop("row_lr_ratio", None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -151,7 +158,7 @@ class Workbench:
         if path is not None and path.exists():
             return NeuronMap.load(path)
         sentences = read_flores(self.data, *CALIBRATION, languages_of(pairs))
-        found = detect_neurons(self.base, self.tokenizer, sentences, pairs, **options)
+        found = detect_neurons(self.base, self.tokenizer, sentences, pairs, num_layers=1, **options)  # k comes after
         if path is not None:
             found.save(path)
         return found

@@ -29,11 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import serve
 import torch
-from common import append_result, load_random
+from common import append_result
 from contenders import PAIRS
 from peft import get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from random_base import save_random
 
 from peft_landermt import LanderConfig, detect_neurons, split_adapter, translate
 from peft_landermt.demo import load_base, load_demo_corpus
@@ -47,21 +46,9 @@ def resident(pid: int | str = "self") -> float:
 
 def make_small(folder: Path) -> tuple[str, list[str]]:
     """A small random model and a folder for each of ten pairs."""
+    sizes = {"num_hidden_layers": 2, "initializer_range": 0.2}
+    model, tokenizer = save_random("tiny", folder / "base", **sizes)
     corpus = load_demo_corpus()
-    trained = Tokenizer(models.BPE(unk_token="<pad>"))
-    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    trained.train_from_iterator((text for texts in corpus.calibration.values() for text in texts), trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained, **dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
-    )
-    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "initializer_range": 0.2}
-    model, _ = load_random("tiny", "float32", "cpu", **sizes)
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
     calibration = {language: texts[:4] for language, texts in corpus.calibration.items()}
     found = detect_neurons(model, tokenizer, calibration, PAIRS, num_layers=1, general_ratio=0.7, progress=False)
     config = LanderConfig(task_type="CAUSAL_LM", neuron_map=found, init_weights=False)

@@ -58,7 +58,7 @@ LEARNING_RATES = {
     "lora-ffn": (5e-4, 1e-3, 2e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
     "lander": (5e-4, 1e-3, 2e-3),
-    "lander, rows": (1e-4, 3e-4, 1e-3),
+    "lander, rows": (3e-5, 1e-4, 3e-4),
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
 
@@ -71,7 +71,8 @@ def baseline(method: str, scale: Scale, **changes: Any) -> Run:
 
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
     """LANDER with the library's defaults, but for what is named."""
-    rates = _learning_rates("lander, rows" if options.get("general_rank", 16) is None else "lander", scale)
+    rows_only = options.get("general_rank", 16) is None or options.get("tune") == "specific"
+    rates = _learning_rates("lander, rows" if rows_only else "lander", scale)
     detection = {"num_layers": scale.num_layers, **(detection or {})}
     return Run("lander", scale.pairs, scale.rows, rates, scale.search_rows, detection=detection, options=options)
 

@@ -58,7 +58,7 @@ class LanderTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        row_lr_ratio: float = 0.1,
+        row_lr_ratio: float = 0.03,
         predict_with_generate: bool = False,
         generation_options: dict[str, Any] | None = None,
         **trainer_options: Any,
