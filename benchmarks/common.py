@@ -121,6 +121,17 @@ def read_training_rows(data: Path, language_pairs: list[str], rows: int) -> list
     return examples
 
 
+@torch.no_grad()
+def plain_text_loss(model: Any, tokenizer: Any, texts: Iterable[str], **inputs: Any) -> float:
+    """Mean token loss of texts, one at a time."""
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+        loss = model(input_ids=ids, labels=ids, **inputs).loss
+        total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
+    return total / count
+
+
 def interleave(
     contenders: Mapping[str, Callable[[], Any]],
     repeats: int,

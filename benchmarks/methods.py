@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ffn_projections, languages_of, read_flores, read_test, read_training_rows
+from common import ffn_projections, languages_of, plain_text_loss, read_flores, read_test, read_training_rows
 from houlsby import add_bottlenecks
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments, set_seed
@@ -317,18 +317,13 @@ class Workbench:
         result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
 
-    @torch.no_grad()
     def perplexity(self, model: Any, language: str) -> float:
         """Of the development lines of one language as plain text, routed as a translation into it, or from it."""
         routed = getattr(model, "routed_language_pairs", [])
         fitting = [pair for side in (1, 0) for pair in routed if pair.split("-")[side] == language]
         routing = {"language_pairs": fitting[:1]} if fitting else {}
-        total, count = 0.0, 0
-        for text in read_flores(self.data, *DEVELOPMENT, [language])[language]:
-            ids = torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
-            loss = model(input_ids=ids, labels=ids, **routing).loss
-            total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
-        return math.exp(total / count)
+        texts = read_flores(self.data, *DEVELOPMENT, [language])[language]
+        return math.exp(plain_text_loss(model, self.tokenizer, texts, **routing))
 
     def _development_loss_of(self, run: Run, learning_rate: float) -> float:
         candidate = self.make(run)

@@ -1,4 +1,4 @@
-"""What detection sees, drawn as in the paper: activations, awareness and clusters of languages.
+"""What detection sees, drawn as in the paper: activations, awareness, clusters of languages; and what neurons do.
 
 Needs scikit-learn; `report.py --figures` draws what is measured here.
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from common import languages_of, provenance, read_flores
+from common import languages_of, plain_text_loss, provenance, read_flores
 from experiments import DIRECTIONS
 from methods import CALIBRATION, DEVELOPMENT
 from torch import nn
@@ -27,20 +29,79 @@ from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.demo import load_base
 
 RESULTS = Path(__file__).parent / "results" / "paper_analysis.json"
+KNOCK_OUT = (146, 165)
+"""Lines of FLORES-200 devtest that were used neither to detect nor to choose."""
 
 
-class Tap:
-    """Keeps what enters the output projections of the FFNs that a neuron map names: h of one forward pass."""
-
-    def __init__(self, model: nn.Module, neuron_map: NeuronMap) -> None:
-        self.hidden: dict[int, torch.Tensor] = {}
-        for layer, entry in enumerate(neuron_map.neurons):
-            *_, output = [child for child in model.get_submodule(entry.name).children() if _width(child) is not None]
-            output.register_forward_pre_hook(lambda _module, args, layer=layer: self.hidden.update({layer: args[0]}))
+def output_projections(model: nn.Module, neuron_map: NeuronMap) -> list[nn.Module]:
+    """Of the FFNs that a neuron map names: what takes the activations h."""
+    children = [model.get_submodule(entry.name).children() for entry in neuron_map.neurons]
+    return [[child for child in ffn if _width(child) is not None][-1] for ffn in children]
 
 
 def _width(module: nn.Module) -> int | None:
     return getattr(module, "out_features", getattr(module, "nf", None))
+
+
+class Tap:
+    """Keeps h of one forward pass, by layer."""
+
+    def __init__(self, model: nn.Module, neuron_map: NeuronMap) -> None:
+        self.hidden: dict[int, torch.Tensor] = {}
+        for layer, output in enumerate(output_projections(model, neuron_map)):
+            output.register_forward_pre_hook(lambda _module, args, layer=layer: self.hidden.update({layer: args[0]}))
+
+
+@contextmanager
+def silenced(model: nn.Module, neuron_map: NeuronMap, neurons: list[torch.Tensor]) -> Iterator[None]:
+    """The model with h = 0 at these neurons of every layer."""
+
+    def silence(_module: nn.Module, args: tuple[torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor]:
+        return (args[0].index_fill(-1, chosen.to(args[0].device), 0.0),)
+
+    outputs = output_projections(model, neuron_map)
+    hooks = [
+        output.register_forward_pre_hook(partial(silence, chosen=chosen))
+        for output, chosen in zip(outputs, neurons, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def knock_out(
+    model: Any, tokenizer: Any, neuron_map: NeuronMap, sentences: Mapping[str, list[str]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What the loss on plain text of every language gains when one language's specific neurons are silenced.
+
+    Returns:
+        `specific` and `random` (as many neurons of each layer, drawn from all): for each language whose neurons are
+        silenced, the change of the loss on every language.
+    """
+    base = {language: plain_text_loss(model, tokenizer, texts) for language, texts in sentences.items()}
+    generator = torch.Generator().manual_seed(0)
+    changes: dict[str, dict[str, dict[str, float]]] = {"specific": {}, "random": {}}
+    for language in sentences:
+        own = [neuron_map.specific(layer, language) for layer in range(neuron_map.num_layers)]
+        drawn = [
+            torch.randperm(len(entry.owner), generator=generator)[: len(chosen)]
+            for entry, chosen in zip(neuron_map.neurons, own, strict=True)
+        ]
+        for group, neurons in (("specific", own), ("random", drawn)):
+            with silenced(model, neuron_map, neurons):
+                changes[group][language] = {
+                    other: plain_text_loss(model, tokenizer, texts) - base[other] for other, texts in sentences.items()
+                }
+    return changes
+
+
+def summary(changes: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
+    """Mean change on the silenced language itself, and on the others."""
+    own = [row[language] for language, row in changes.items()]
+    others = [value for language, row in changes.items() for other, value in row.items() if other != language]
+    return fmean(own), fmean(others)
 
 
 @torch.no_grad()
@@ -110,6 +171,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for pair in args.pairs
         },
         "clusters": clusters(activations, found),
+        "knock_out": knock_out(model, tokenizer, found, read_flores(args.data, *KNOCK_OUT, languages)),
     }
 
 
@@ -153,6 +215,7 @@ def _draw_detection(measured: dict[str, Any], pyplot: Any, save: Any) -> None:
         axes.set(xlabel="layer", ylabel=title, xticks=range(0, max(map(len, lines.values())), 2))
         axes.legend(ncols=2, fontsize="small")
         save(figure, name)
+    _draw_knock_out(measured["knock_out"], pyplot, save)
     found = measured["clusters"]
     for group, name in (("general", "figure_12"), ("specific", "figure_13")):
         figure, axes = pyplot.subplots(figsize=(5, 4.4), layout="constrained")
@@ -164,6 +227,22 @@ def _draw_detection(measured: dict[str, Any], pyplot: Any, save: Any) -> None:
         axes.set(xticks=[], yticks=[], title=f"{group} neurons, silhouette {found[group]['silhouette']:.2f}")
         axes.legend()
         save(figure, name)
+
+
+def _draw_knock_out(changes: dict[str, dict[str, dict[str, float]]], pyplot: Any, save: Any) -> None:
+    figure, grid = pyplot.subplots(1, 2, figsize=(8.4, 4), layout="constrained")
+    bound = max(abs(value) for group in changes.values() for row in group.values() for value in row.values())
+    for axes, (group, rows) in zip(grid, changes.items(), strict=True):
+        image = axes.imshow([list(row.values()) for row in rows.values()], cmap="RdBu_r", vmin=-bound, vmax=bound)
+        ticks = range(len(rows))
+        axes.set(xticks=ticks, yticks=ticks, xlabel="loss on", ylabel="silenced", title=f"{group} neurons")
+        axes.set_xticklabels(rows)
+        axes.set_yticklabels(rows)
+        for y, row in enumerate(rows.values()):
+            for x, value in enumerate(row.values()):
+                axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize="small")
+    figure.colorbar(image, label="change of loss")
+    save(figure, "knock_out")
 
 
 def _group(measured: dict[str, Any], group: str) -> dict[str, list[float]]:
@@ -231,6 +310,9 @@ def main() -> None:
     args.output.write_text(json.dumps(result) + "\n", encoding="utf-8")
     for group in ("general", "specific"):
         print(f"{group}: silhouette {result['clusters'][group]['silhouette']:.3f}")
+    for group, changes in result["knock_out"].items():
+        own, others = summary(changes)
+        print(f"{group} neurons of a language silenced: loss {own:+.3f} on it, {others:+.3f} on the others")
 
 
 if __name__ == "__main__":

@@ -139,9 +139,14 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert len(sums["all"]) == 4
         assert all(0 < s + g <= 1 + 1e-5 for s, g in zip(sums["specific"], sums["general"], strict=True))
     assert -1 <= result["clusters"]["general"]["silhouette"] <= 1
+    for group in ("specific", "random"):
+        rows = result["knock_out"][group]
+        assert list(rows) == ["de", "en"] and all(list(row) == ["de", "en"] for row in rows.values())
+        assert any(value != 0 for row in rows.values() for value in row.values())
     run(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
     names = {path.name for path in (folder / "figures").iterdir()}
-    assert names == {f"figure_{n}.{kind}" for n in (4, 5, 6, 7, 8, 12, 13) for kind in ("png", "svg")}
+    drawn = ["knock_out", *(f"figure_{number}" for number in (4, 5, 6, 7, 8, 12, 13))]
+    assert names == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
 
 
 @pytest.mark.slow
