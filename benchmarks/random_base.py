@@ -22,7 +22,8 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Two thousand byte-level tokens of the package's corpus."""
     trained = Tokenizer(models.BPE(unk_token="<pad>"))
-    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=2000,
         special_tokens=list(SPECIAL.values()),

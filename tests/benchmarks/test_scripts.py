@@ -1,0 +1,57 @@
+"""Benchmarks that need no corpora, on tiny models with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_random_base(tmp_path: Path) -> None:
+    """A folder that loads like any base; its tokenizer loses nothing."""
+    printed = run("random_base.py", "tiny", "--layers", "3", "--output", str(tmp_path / "base"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert printed.endswith(f"{model.num_parameters() / 1e6:.0f} M parameters, {len(tokenizer)} tokens\n")
+    assert model.config.num_hidden_layers == 3 and model.config.vocab_size == len(tokenizer)
+    for name in ("pad", "bos", "eos"):
+        assert getattr(model.config, f"{name}_token_id") == getattr(tokenizer, f"{name}_token_id")
+    ids = tokenizer("Die Brücke ist alt. 桥很旧。")["input_ids"]
+    assert tokenizer.decode(ids) == "Die Brücke ist alt. 桥很旧。"
+    assert torch.isfinite(model(input_ids=torch.tensor([ids])).logits).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
+def test_serving() -> None:
+    served, cycled = map(json.loads, run("serving.py", "--requests", "20", "--cycles", "6").splitlines())
+    assert served["answers"] == {"same": 20} and served["pairs"] == 10
+    assert (cycled["cycles"], cycled["wrong"]) == (6, 0)
+
+
+@pytest.mark.slow
+def test_speed(tmp_path: Path) -> None:
+    """Sections are measured and shown, and growth along an axis."""
+    options = ["--shape", "tiny", "--dtype", "float32", "--repeats", "1", "--output", str(tmp_path / "speed.jsonl")]
+    printed = run("speed.py", *options, "--sentences", "2", "--only", "training", "mixed", "adapters")
+    sections = [json.loads(line)["section"] for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert sections == ["training", "mixed", "adapters"]
+    assert "| training step beside LoRA, 10 pairs: whole rows | at most 0.85 |" in printed
+    assert "| tiny | pairs | 10 | lander | " in run("speed.py", *options, "--grow", "pairs")
