@@ -44,7 +44,7 @@ def main() -> float:
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in trained if id(weight) not in slow], "lr": 5e-4},
-        {"params": [weight for weight in trained if id(weight) in slow], "lr": 5e-5},
+        {"params": [weight for weight in trained if id(weight) in slow], "lr": 1.5e-5},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, 2, len(loader))
