@@ -210,9 +210,12 @@ def _draw_detection(measured: dict[str, Any], pyplot: Any, save: Any) -> None:
     }
     for name, (title, lines) in series.items():
         figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+        alike: dict[tuple[float, ...], list[str]] = {}  # a direction and its reverse share languages, so awareness
         for label, values in lines.items():
-            axes.plot(range(len(values)), values, marker=".", label=label)
-        axes.set(xlabel="layer", ylabel=title, xticks=range(0, max(map(len, lines.values())), 2))
+            alike.setdefault(tuple(values), []).append(label)
+        for values, labels in alike.items():
+            axes.plot(range(len(values)), values, marker=".", label=", ".join(labels))
+        axes.set(xlabel="layer", title=title, xticks=range(0, max(map(len, lines.values())), 2))
         axes.legend(ncols=2, fontsize="small")
         save(figure, name)
     _draw_knock_out(measured["knock_out"], pyplot, save)
@@ -233,16 +236,23 @@ def _draw_knock_out(changes: dict[str, dict[str, dict[str, float]]], pyplot: Any
     figure, grid = pyplot.subplots(1, 2, figsize=(8.4, 4), layout="constrained")
     bound = max(abs(value) for group in changes.values() for row in group.values() for value in row.values())
     for axes, (group, rows) in zip(grid, changes.items(), strict=True):
-        image = axes.imshow([list(row.values()) for row in rows.values()], cmap="RdBu_r", vmin=-bound, vmax=bound)
-        ticks = range(len(rows))
-        axes.set(xticks=ticks, yticks=ticks, xlabel="loss on", ylabel="silenced", title=f"{group} neurons")
-        axes.set_xticklabels(rows)
-        axes.set_yticklabels(rows)
-        for y, row in enumerate(rows.values()):
-            for x, value in enumerate(row.values()):
-                axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize="small")
+        image = _draw_matrix(axes, rows, bound, "RdBu_r")
+        axes.set(xlabel="loss on", ylabel="silenced", title=f"{group} neurons")
     figure.colorbar(image, label="change of loss")
     save(figure, "knock_out")
+
+
+def _draw_matrix(axes: Any, rows: Mapping[str, Mapping[str, float]], bound: float, colours: str) -> Any:
+    """Values in cells whose colours reach from -bound to bound."""
+    columns = list(next(iter(rows.values())))
+    image = axes.imshow([list(row.values()) for row in rows.values()], cmap=colours, vmin=-bound, vmax=bound)
+    axes.set_xticks(range(len(columns)), columns, rotation=60)
+    axes.set_yticks(range(len(rows)), rows)
+    for y, row in enumerate(rows.values()):
+        for x, value in enumerate(row.values()):
+            colour = "white" if abs(value) > 0.6 * bound else "black"
+            axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize="small", color=colour)
+    return image
 
 
 def _group(measured: dict[str, Any], group: str) -> dict[str, list[float]]:
@@ -281,17 +291,11 @@ def _draw_transfer(results: dict[str, Any], pyplot: Any, save: Any) -> None:
         }
         if tuned.keys() <= {"joint"}:
             continue
-        changes = [[outcome[pair] - base[pair] for pair in base] for outcome in tuned.values()]
-        bound = max(abs(change) for row in changes for change in row)
+        changes = {label: {pair: outcome[pair] - base[pair] for pair in base} for label, outcome in tuned.items()}
+        bound = max(abs(change) for row in changes.values() for change in row.values())
         figure, axes = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
-        colours = "RdBu" if measure == "BLEU" else "RdBu_r"  # blue is better
-        image = axes.imshow(changes, cmap=colours, vmin=-bound, vmax=bound)
-        axes.set(xticks=range(len(base)), yticks=range(len(tuned)), title=method)
-        axes.set_xticklabels(base, rotation=60)
-        axes.set_yticklabels(tuned)
-        for y, row in enumerate(changes):
-            for x, change in enumerate(row):
-                axes.text(x, y, f"{change:+.2f}", ha="center", va="center", fontsize="small")
+        image = _draw_matrix(axes, changes, bound, "RdBu" if measure == "BLEU" else "RdBu_r")  # blue is better
+        axes.set_title(method)
         figure.colorbar(image, label=f"change of {measure}")
         save(figure, f"figure_3_{method.lower()}")
 
