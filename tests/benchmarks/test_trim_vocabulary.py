@@ -40,18 +40,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "train").mkdir()
     with gzip.open(root / "train" / "en-de.tsv.gz", "wt", encoding="utf-8") as file:
         file.write("\t".join([*KNOWN, "demo"]) + "\n")
+    (root / "flores200").mkdir()
+    for language, sentence in zip(("en", "de"), KNOWN, strict=True):
+        with gzip.open(root / "flores200" / f"devtest.{language}.txt.gz", "wt", encoding="utf-8") as file:
+            file.write(f"{sentence}\n{UNKNOWN}\n")
     return root
 
 
 def test_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(folder), "--model", str(folder / "base"), "--output", str(folder / "small")]
     monkeypatch.setattr(sys, "argv", [SCRIPT.name, *options])
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert capsys.readouterr().out.rstrip().endswith("largest change of a logit 0")
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith("largest change of a logit 0")
 
     old, new = (AutoTokenizer.from_pretrained(folder / name) for name in ("base", "small"))
     for text in KNOWN:
         assert new.tokenize(text) == old.tokenize(text)
+    lengths = [len(old(text)["input_ids"]) for text in KNOWN]
+    assert f"{1 - 2 / (sum(lengths) + 2 * 2):.1%} of the tokens" in printed, "one unknown word in each language"
     assert len(old.tokenize(UNKNOWN)) == 1 < len(new.tokenize(UNKNOWN))
     assert new.decode(new(UNKNOWN)["input_ids"], skip_special_tokens=True).strip() == UNKNOWN
     assert new("")["input_ids"] == [new.bos_token_id] == [3], "an unused token before it is gone"
