@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_landermt import NeuronMap
+from peft_landermt.ffn import find_ffns
 
 PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
 """The options of `LanderConfig.paper`."""
@@ -75,9 +77,15 @@ def languages_of(pairs: Iterable[str]) -> list[str]:
 def ffn_projections(model: nn.Module, neuron_map: NeuronMap, pairs: Iterable[str]) -> list[str]:
     """Names of the linear layers in the FFNs that are relevant to some of the pairs: what LoRA is put on."""
     layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
-    names = [neuron_map.neurons[layer].name for layer in layers]
-    children = [(name, *child) for name in names for child in model.get_submodule(name).named_children()]
-    return [f"{name}.{key}" for name, key, child in children if isinstance(child, nn.Linear)]
+    ffns = find_ffns(model)
+    return [f"{ffns[layer].name}.{projection}" for layer in layers for projection in ffns[layer].projections]
+
+
+def read_cells(path: Path) -> Iterator[list[str]]:
+    """The cells of every line of a packed TSV file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n").split("\t")
 
 
 def read_flores(data: Path, first: int, last: int, languages: list[str]) -> dict[str, list[str]]:
@@ -98,9 +106,8 @@ def read_test(data: Path, name: str, pair: str, first: int, last: int) -> tuple[
     path = data / "test" / f"{name}.en-{target if source == 'en' else source}.tsv.gz"
     if not path.exists():
         return None
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        cells = [line.rstrip("\n").split("\t")[:2] for line in file][first - 1 : last]
-    english, foreign = ([row[side] for row in cells] for side in (0, 1))
+    cells = itertools.islice(read_cells(path), first - 1, last)
+    english, foreign = map(list, zip(*(row[:2] for row in cells), strict=True))
     return (english, foreign) if source == "en" else (foreign, english)
 
 
@@ -110,8 +117,7 @@ def read_training_rows(data: Path, language_pairs: list[str], rows: int) -> list
     for pair in language_pairs:
         source, target = pair.split("-")
         other = target if source == "en" else source
-        with gzip.open(data / "train" / f"en-{other}.tsv.gz", "rt", encoding="utf-8") as file:
-            cells = [line.rstrip("\n").split("\t") for line in file]
+        cells = read_cells(data / "train" / f"en-{other}.tsv.gz")
         # A direction and its reverse take different sentences, as two corpora would.
         start = 0 if source == "en" else rows
         usable = [row for row in cells if len(row) >= 2 and all(0 < len(text) <= 300 for text in row[:2])]

@@ -88,10 +88,12 @@ class Run:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
-    def has_rows_beside_factors(self) -> bool:
-        """Whether `row_lr_ratio` means anything."""
-        forms = (self.options.get("tune", "pair"), self.options.get("general_rank", 16))
-        return self.method == "lander" and forms[0] == "pair" and forms[1] is not None
+    def form(self) -> str:
+        """What LANDER's deltas are: `rows`, `factors` or `both`."""
+        tune = self.options.get("tune", "pair")
+        if tune == "specific" or self.options.get("general_rank", 16) is None:
+            return "rows"
+        return "both" if tune == "pair" else "factors"
 
     @property
     def key(self) -> str:
@@ -103,7 +105,7 @@ class Run:
             values.pop("detection")
         if self.method != "lander":
             values.pop("control", None)
-        if not self.has_rows_beside_factors:
+        if self.method != "lander" or self.form != "both":
             values.pop("row_lr_ratio", None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -206,8 +208,8 @@ class Workbench:
         return time.perf_counter() - start
 
     @torch.no_grad()
-    def development_losses(self, run: Run, model: Any, pairs: Sequence[str]) -> dict[str, float]:
-        """Loss on the development lines: of each direction over its tokens; of all as `mean`, over batches' means."""
+    def development_losses(self, run: Run, model: Any, pairs: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """Loss on the development lines: of all directions, a mean over batches; of each one, over its tokens."""
         texts = read_flores(self.data, *DEVELOPMENT, languages_of(pairs))
         rows = [
             {"source": source, "target": target, "language_pair": pair}
@@ -215,7 +217,7 @@ class Workbench:
             for source, target in zip(*(texts[language] for language in pair.split("-")), strict=True)
         ]
         found = self._trainer(run, model, eval_dataset=rows, per_device_eval_batch_size=8).evaluate()
-        return {**{pair: found[f"eval_loss_{pair}"] for pair in pairs}, "mean": found["eval_loss"]}
+        return found["eval_loss"], {pair: found[f"eval_loss_{pair}"] for pair in pairs}
 
     def _trainer(
         self, run: Run, model: Any, train_dataset: Any = None, eval_dataset: Any = None, **arguments: Any
@@ -307,10 +309,9 @@ class Workbench:
                 continue
             if run.method == "lander" and not own:
                 model = model.merge_and_unload()  # an adapter serves only its own pairs; this shows the others
-            losses = self.development_losses(run, model, group)
-            print(f"development loss {losses['mean']:.4f}", flush=True)
-            mean = losses.pop("mean")
-            result.setdefault("development_loss", mean)
+            loss, losses = self.development_losses(run, model, group)
+            print(f"development loss {loss:.4f}", flush=True)
+            result.setdefault("development_loss", loss)
             result["development_losses"] |= losses
             for test in tests:
                 result["scores"][str(test)] |= self.score(run, model, test, group, keep)
@@ -328,7 +329,7 @@ class Workbench:
     def _development_loss_of(self, run: Run, learning_rate: float) -> float:
         candidate = self.make(run)
         self.train(run, candidate, run.search_rows, learning_rate)
-        loss = self.development_losses(run, candidate, run.pairs)["mean"]
+        loss, _ = self.development_losses(run, candidate, run.pairs)
         print(f"lr {learning_rate:g}: development loss {loss:.4f}", flush=True)
         return loss
 

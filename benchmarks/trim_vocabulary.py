@@ -12,7 +12,6 @@ compares both. Words with a token that is not kept become more and shorter token
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import string
 from collections import Counter
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import languages_of, read_flores
+from common import languages_of, read_cells, read_flores
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -29,17 +28,20 @@ from peft_landermt.demo import load_base
 from peft_landermt.translation import TEMPLATES, build_prompt
 
 
+def corpora(data: Path) -> dict[str, Path]:
+    """Training corpora, by pair."""
+    return {path.name.partition(".")[0]: path for path in sorted((data / "train").glob("*.tsv.gz"))}
+
+
 def read_sentences(data: Path) -> list[str]:
     """Prompts of all directions, and all training sentences, at the start of a text and after a blank."""
     sentences = []
-    for path in sorted((data / "train").glob("*.tsv.gz")):
-        pair = path.name.partition(".")[0]
+    for pair, path in corpora(data).items():
         for direction in (pair, "-".join(reversed(pair.split("-")))):
             sentences += [build_prompt("", direction, template) for template in TEMPLATES]
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                for sentence in line.rstrip("\n").split("\t")[:2]:
-                    sentences += [sentence, f" {sentence}"]
+        for row in read_cells(path):
+            for sentence in row[:2]:
+                sentences += [sentence, f" {sentence}"]
     return sentences
 
 
@@ -120,8 +122,7 @@ def main() -> None:
     smaller, old_ids = trim_tokenizer(tokenizer, sentences)
     before = [tokenizer(text)["input_ids"] for text in sentences[-2000:]]
     logits = model(input_ids=torch.tensor(before[:1])).logits[..., old_ids]
-    languages = languages_of(path.name.partition(".")[0] for path in (args.data / "train").iterdir())
-    unseen = read_flores(args.data, 1, 200, languages)
+    unseen = read_flores(args.data, 1, 200, languages_of(corpora(args.data)))
     met = used_tokens(tokenizer, [text for texts in unseen.values() for text in texts])
     covered = sum(met[token] for token in old_ids) / met.total()
     sizes = (len(tokenizer), sum(p.numel() for p in model.parameters()))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,48 +27,26 @@ from torch import nn
 
 from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.demo import load_base
+from peft_landermt.detection.passes import tap_activations
+from peft_landermt.ffn import FFN, find_ffns
 
 RESULTS = Path(__file__).parent / "results" / "paper_analysis.json"
 KNOCK_OUT = (146, 165)
 """Lines of FLORES-200 devtest that were used neither to detect nor to choose."""
 
 
-def output_projections(model: nn.Module, neuron_map: NeuronMap) -> list[nn.Module]:
-    """Of the FFNs that a neuron map names: what takes the activations h."""
-    children = [model.get_submodule(entry.name).children() for entry in neuron_map.neurons]
-    return [[child for child in ffn if _width(child) is not None][-1] for ffn in children]
-
-
-def _width(module: nn.Module) -> int | None:
-    return getattr(module, "out_features", getattr(module, "nf", None))
-
-
-class Tap:
-    """Keeps h of one forward pass, by layer."""
-
-    def __init__(self, model: nn.Module, neuron_map: NeuronMap) -> None:
-        self.hidden: dict[int, torch.Tensor] = {}
-        for layer, output in enumerate(output_projections(model, neuron_map)):
-            output.register_forward_pre_hook(lambda _module, args, layer=layer: self.hidden.update({layer: args[0]}))
-
-
 @contextmanager
-def silenced(model: nn.Module, neuron_map: NeuronMap, neurons: list[torch.Tensor]) -> Iterator[None]:
-    """The model with h = 0 at these neurons of every layer."""
+def silenced(ffns: Sequence[FFN], neurons: Sequence[torch.Tensor]) -> Iterator[None]:
+    """The model with h = 0 at these neurons of every FFN."""
 
     def silence(_module: nn.Module, args: tuple[torch.Tensor], chosen: torch.Tensor) -> tuple[torch.Tensor]:
         return (args[0].index_fill(-1, chosen.to(args[0].device), 0.0),)
 
-    outputs = output_projections(model, neuron_map)
-    hooks = [
-        output.register_forward_pre_hook(partial(silence, chosen=chosen))
-        for output, chosen in zip(outputs, neurons, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for ffn, chosen in zip(ffns, neurons, strict=True):
+            output = ffn.module.get_submodule(ffn.output)
+            stack.callback(output.register_forward_pre_hook(partial(silence, chosen=chosen)).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def knock_out(
@@ -80,6 +58,7 @@ def knock_out(
         `specific` and `random` (as many neurons of each layer, drawn from all): for each language whose neurons are
         silenced, the change of the loss on every language.
     """
+    ffns = find_ffns(model)
     base = {language: plain_text_loss(model, tokenizer, texts) for language, texts in sentences.items()}
     generator = torch.Generator().manual_seed(0)
     changes: dict[str, dict[str, dict[str, float]]] = {"specific": {}, "random": {}}
@@ -90,7 +69,7 @@ def knock_out(
             for entry, chosen in zip(neuron_map.neurons, own, strict=True)
         ]
         for group, neurons in (("specific", own), ("random", drawn)):
-            with silenced(model, neuron_map, neurons):
+            with silenced(ffns, neurons):
                 changes[group][language] = {
                     other: plain_text_loss(model, tokenizer, texts) - base[other] for other, texts in sentences.items()
                 }
@@ -105,17 +84,17 @@ def summary(changes: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def sentence_activations(
-    model: Any, tokenizer: Any, tap: Tap, sentences: Mapping[str, list[str]], device: str
-) -> dict[str, torch.Tensor]:
+def sentence_activations(model: Any, tokenizer: Any, sentences: Mapping[str, list[str]]) -> dict[str, torch.Tensor]:
     """h of every neuron, mean over the tokens of a sentence: (sentences, layers, p) for every language."""
     activations = {}
-    for language, texts in sentences.items():
-        rows = []
-        for text in texts:
-            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]], device=device), use_cache=False)
-            rows.append(torch.stack([tap.hidden[layer][0].float().mean(dim=0).cpu() for layer in sorted(tap.hidden)]))
-        activations[language] = torch.stack(rows)
+    hidden: dict[int, torch.Tensor] = {}
+    with tap_activations(find_ffns(model), hidden.__setitem__):
+        for language, texts in sentences.items():
+            rows = []
+            for text in texts:
+                model(input_ids=torch.tensor([tokenizer(text)["input_ids"]], device=model.device), use_cache=False)
+                rows.append(torch.stack([hidden[layer][0].float().mean(dim=0).cpu() for layer in sorted(hidden)]))
+            activations[language] = torch.stack(rows)
     return activations
 
 
@@ -152,10 +131,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     sentences = read_flores(args.data, *CALIBRATION, languages)
     found = detect_neurons(model, tokenizer, sentences, args.pairs)
     raw = detect_neurons(model, tokenizer, sentences, args.pairs, normalize_awareness=False)
-    tap = Tap(model, found)
-    activations = sentence_activations(
-        model, tokenizer, tap, read_flores(args.data, *DEVELOPMENT, languages), args.device
-    )
+    activations = sentence_activations(model, tokenizer, read_flores(args.data, *DEVELOPMENT, languages))
     layers = range(found.num_layers)
     return {
         "signature": found.signature,

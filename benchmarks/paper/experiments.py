@@ -69,12 +69,16 @@ def baseline(method: str, scale: Scale, **changes: Any) -> Run:
     return Run(method, scale.pairs, scale.rows, _learning_rates(method, scale), scale.search_rows, **changes)
 
 
+def lora_on_ffns(scale: Scale) -> Run:
+    """LoRA on the FFNs that are relevant to some direction."""
+    return baseline("lora-ffn", scale, detection={"num_layers": scale.num_layers})
+
+
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
     """LANDER with the library's defaults, but for what is named."""
-    rows_only = options.get("general_rank", 16) is None or options.get("tune") == "specific"
-    rates = _learning_rates("lander, rows" if rows_only else "lander", scale)
     detection = {"num_layers": scale.num_layers, **(detection or {})}
-    return Run("lander", scale.pairs, scale.rows, rates, scale.search_rows, detection=detection, options=options)
+    run = baseline("lander", scale, detection=detection, options=options)
+    return replace(run, learning_rates=_learning_rates("lander, rows", scale)) if run.form == "rows" else run
 
 
 def _learning_rates(method: str, scale: Scale) -> tuple[float, ...]:
@@ -118,18 +122,17 @@ def choices(scale: Scale) -> list[Named]:
         Named("normalize_awareness=False", lander(scale, {"normalize_awareness": False})),
         Named("activation_statistic=mean_abs", lander(scale, {"activation_statistic": "mean_abs"})),
         *(Named(f"general_rank={rank}", lander(scale, general_rank=rank)) for rank in (None, 4, 64)),
-        Named("LoRA on the same FFNs", baseline("lora-ffn", scale, detection={"num_layers": scale.num_layers})),
+        Named("LoRA on the same FFNs", lora_on_ffns(scale)),
     ]
 
 
 def rates(scale: Scale) -> list[Named]:
     """Every method at each of its learning rates; LANDER's rows at parts of it, or not tuned."""
-    ffns = {"detection": {"num_layers": scale.num_layers}}
     runs = {
         "Full finetuning": baseline("full", scale),
         "Adapter": baseline("adapter", scale),
         "LoRA": baseline("lora", scale),
-        "LoRA on the same FFNs": baseline("lora-ffn", scale, **ffns),
+        "LoRA on the same FFNs": lora_on_ffns(scale),
         "Adapter-LoRA": baseline("adapter-lora", scale),
         **{f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.03, 0.01)},
         "general neurons": lander(scale, tune="general"),

@@ -155,8 +155,8 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
     write_json(output / "results.json", results)
     _print_results(results, before, after, corpus)
     if options.output:
-        print(f"\nAdapters and results are in {output}. Try:\n  echo 'Good morning.' | landermt translate "
-              f"--model {options.model} --adapter {folders[pairs[0]]} --pair {pairs[0]}")  # fmt: skip
+        trial = f"landermt translate --model {options.model} --adapter {folders[pairs[0]]} --pair {pairs[0]}"
+        print(f"\nAdapters and results are in {output}. Try:\n  echo 'Good morning.' | {trial}")
 
 
 def _detect(base: Any, tokenizer: Any, corpus: DemoCorpus, options: argparse.Namespace) -> NeuronMap:

@@ -216,10 +216,9 @@ class LanderFFN(nn.Module, BaseTunerLayer):
         for name in here:
             car = self.blocks(name).layout.car
             if car in INPUT_DEPENDENT:
-                raise ConfigError(
-                    "car", car, f"the gate of adapter {name!r} depends on the input, so it cannot be merged into the "
-                    "weights; keep the adapter active, or train one with car='off', 'paper' or 'proportional'."
-                )  # fmt: skip
+                problem = f"the gate of adapter {name!r} depends on the input, so it cannot be merged into the weights"
+                remedy = "keep the adapter active, or train one with car='off', 'paper' or 'proportional'."
+                raise ConfigError("car", car, f"{problem}; {remedy}")
             self.routing.pair_of(name)
         if len(here) > 1:
             check_additive([(name, self.blocks(name).layout) for name in here])

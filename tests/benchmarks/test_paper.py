@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import runpy
 import subprocess
 import sys
 from importlib.resources import files
@@ -15,8 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ..conftest import build_model
+from .helpers import SCRIPTS, run_script, write_packed
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 PAIRS = ["en-de", "de-en"]
 
 
@@ -35,20 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     tokenizer.save_pretrained(root / "base")
     text = (files("peft_landermt") / "demo" / "corpus.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    for name in ("train", "flores200"):
-        (root / "data" / name).mkdir(parents=True)
-    with gzip.open(root / "data" / "train" / "en-de.tsv.gz", "wt", encoding="utf-8") as file:
-        file.writelines(f"{row['en']}\t{row['de']}\tdemo\n" for row in rows)
+    write_packed(root / "data" / "train" / "en-de.tsv.gz", (f"{row['en']}\t{row['de']}\tdemo" for row in rows))
     for language in ("en", "de"):
-        with gzip.open(root / "data" / "flores200" / f"devtest.{language}.txt.gz", "wt", encoding="utf-8") as file:
-            file.writelines(f"{row[language]}\n" for row in rows)
+        write_packed(root / "data" / "flores200" / f"devtest.{language}.txt.gz", (row[language] for row in rows))
     return root
-
-
-def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    monkeypatch.syspath_prepend(str(SCRIPTS / script).rpartition("/")[0])
-    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
 
 
 def scale(folder: Path) -> list[str]:
@@ -60,7 +48,7 @@ def scale(folder: Path) -> list[str]:
 def finished(folder: Path) -> list[dict]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         experiments = ["--experiments", "table1", "table2"]
-        run(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *scale(folder), *experiments)
+        run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *scale(folder), *experiments)
     return [json.loads(line) for line in (folder / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -71,7 +59,7 @@ def test_every_run_is_done_once(
     """LANDeRMT is a row of both tables."""
     assert len(finished) == len({result["key"] for result in finished}) == 8 + 6
     capsys.readouterr()
-    run(
+    run_script(
         monkeypatch,
         "paper/run.py",
         "--data",
@@ -82,7 +70,7 @@ def test_every_run_is_done_once(
         "table2",
     )
     assert capsys.readouterr().out == "14 runs are done, 0 to do\n"
-    run(
+    run_script(
         monkeypatch,
         "paper/run.py",
         *("--data", str(folder / "data"), *scale(folder)),
@@ -117,7 +105,7 @@ def test_tables(
     finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments = ["--experiments", "table1", "table2"]
-    run(monkeypatch, "paper/report.py", *scale(folder), *experiments, "--data", str(folder / "data"))
+    run_script(monkeypatch, "paper/report.py", *scale(folder), *experiments, "--data", str(folder / "data"))
     printed = capsys.readouterr().out
     lander = next(r for r in finished if r["method"] == "lander" and r["options"] == {} and not r["control"])
     scores = [lander["scores"]["flores 201 to 203"][pair]["bleu"] for pair in PAIRS]
@@ -125,7 +113,7 @@ def test_tables(
     assert printed.count(row) == 2  # in both tables
     assert "## table1" in printed and "## table2" in printed
     assert "| paired bootstrap | " in printed
-    run(monkeypatch, "paper/report.py", *scale(folder), "--experiments", "table2", "--latex")
+    run_script(monkeypatch, "paper/report.py", *scale(folder), "--experiments", "table2", "--latex")
     printed = capsys.readouterr().out
     assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
 
@@ -133,7 +121,7 @@ def test_tables(
 def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = folder / "paper_analysis.json"
     options = ["--pairs", *PAIRS, "--model", str(folder / "base"), "--output", str(measured)]
-    run(monkeypatch, "paper/analysis.py", "--data", str(folder / "data"), *options)
+    run_script(monkeypatch, "paper/analysis.py", "--data", str(folder / "data"), *options)
     result = json.loads(measured.read_text(encoding="utf-8"))
     for sums in result["awareness"].values():
         assert len(sums["all"]) == 4
@@ -143,7 +131,7 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         rows = result["knock_out"][group]
         assert list(rows) == ["de", "en"] and all(list(row) == ["de", "en"] for row in rows.values())
         assert any(value != 0 for row in rows.values() for value in row.values())
-    run(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
+    run_script(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
     names = {path.name for path in (folder / "figures").iterdir()}
     drawn = ["knock_out", *(f"figure_{number}" for number in (4, 5, 6, 7, 8, 12, 13))]
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
@@ -157,7 +145,7 @@ def test_one_direction_alone(
     labels = ["0-shot", "LoRA, en-de", "LANDeRMT, en-de"]
     options = [*scale(folder), "--rows", "24", "--search-rows", "0", "--development-only", "--experiments", "alone"]
     options += ["--results", str(folder / "alone.jsonl")]
-    run(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
+    run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
     base, *tuned = [json.loads(line) for line in (folder / "alone.jsonl").read_text(encoding="utf-8").splitlines()]
     for result in (base, *tuned):
         assert list(result["development_losses"]) == PAIRS and set(result["perplexity"]) == {"en", "de"}
@@ -168,7 +156,7 @@ def test_one_direction_alone(
         assert all(loss != base["development_losses"][pair] for pair, loss in result["development_losses"].items())
 
     capsys.readouterr()
-    run(monkeypatch, "paper/report.py", *options, "--figures", str(folder / "drawn"))
+    run_script(monkeypatch, "paper/report.py", *options, "--figures", str(folder / "drawn"))
     losses = " | ".join(f"{loss:.4g}" for loss in base["development_losses"].values())
     assert f"| 0-shot | {losses} |" in capsys.readouterr().out
     names = {f"figure_3_{method}.{kind}" for method in ("lora", "landermt") for kind in ("png", "svg")}

@@ -12,21 +12,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from .helpers import SCRIPTS, run_script
 
 
 def run(script: str, *arguments: str) -> str:
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, SCRIPTS / script, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_random_base(tmp_path: Path) -> None:
+def test_random_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that loads like any base; its tokenizer loses nothing."""
-    printed = run("random_base.py", "tiny", "--layers", "3", "--output", str(tmp_path / "base"))
+    run_script(monkeypatch, "random_base.py", "tiny", "--layers", "3", "--output", str(tmp_path / "base"))
+    printed = capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     assert printed.endswith(f"{model.num_parameters() / 1e6:.0f} M parameters, {len(tokenizer)} tokens\n")

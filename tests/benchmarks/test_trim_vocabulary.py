@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ..conftest import build_model
+from .helpers import run_script, write_packed
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "trim_vocabulary.py"
 KNOWN = ["the old house", "das alte Haus"]
 UNKNOWN = "hippopotamus"
 
@@ -37,21 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.config.bos_token_id, model.config.eos_token_id = 4, 1
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
-    (root / "train").mkdir()
-    with gzip.open(root / "train" / "en-de.tsv.gz", "wt", encoding="utf-8") as file:
-        file.write("\t".join([*KNOWN, "demo"]) + "\n")
-    (root / "flores200").mkdir()
+    write_packed(root / "train" / "en-de.tsv.gz", ["\t".join([*KNOWN, "demo"])])
     for language, sentence in zip(("en", "de"), KNOWN, strict=True):
-        with gzip.open(root / "flores200" / f"devtest.{language}.txt.gz", "wt", encoding="utf-8") as file:
-            file.write(f"{sentence}\n{UNKNOWN}\n")
+        write_packed(root / "flores200" / f"devtest.{language}.txt.gz", [sentence, UNKNOWN])
     return root
 
 
 def test_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(folder), "--model", str(folder / "base"), "--output", str(folder / "small")]
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *options])
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_script(monkeypatch, "trim_vocabulary.py", *options)
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith("largest change of a logit 0")
 
