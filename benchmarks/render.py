@@ -241,14 +241,17 @@ def plot_growth(results: list[dict[str, Any]], output: Path) -> None:
         raise SystemExit("--plot needs matplotlib: pip install matplotlib") from error
     axes = list(dict.fromkeys(result["axis"] for result in results))
     measures = ("step_seconds", "forward_seconds")
+    colors = {name: f"C{number}" for number, name in enumerate(results[0]["measures"][measures[0]])}
     figure, grid = pyplot.subplots(2, len(axes), figsize=(3.2 * len(axes), 6), squeeze=False, layout="constrained")
     for column, axis in enumerate(axes):
         chosen = sorted((result for result in results if result["axis"] == axis), key=lambda result: result["value"])
+        values = [result["value"] for result in chosen]
         for row, measure in enumerate(measures):
             for name in chosen[0]["measures"][measure]:
                 heights = [statistics.median(result["measures"][measure][name]) * 1e3 for result in chosen]
-                grid[row][column].plot([result["value"] for result in chosen], heights, marker="o", label=name)
-            grid[row][column].set(xlabel=axis, ylabel=f"{measure.removesuffix('_seconds')} ms", ylim=(0, None))
+                grid[row][column].plot(values, heights, marker="o", color=colors[name], label=name)
+            title = f"{measure.removesuffix('_seconds')} ms"
+            grid[row][column].set(xlabel=axis, ylabel=title, ylim=(0, None), xticks=values)
     grid[0][0].legend()
     figure.savefig(output)
 
