@@ -37,10 +37,9 @@ class Group:
         self.specific_blocks = tuple(language for language in self.languages if language in tuned)
 
     def folded_blocks(self) -> tuple[str, ...]:
-        """Blocks whose deltas can join the base weight, because they hold for every sample of the batch."""
+        """Blocks whose deltas can join the weight, because they hold for every token of the group."""
         layout = self.blocks.layout
-        everywhere = self.rows.samples is None and self.delta_gates is None
-        if not everywhere or GENERAL_BLOCK not in layout.tuned_blocks or layout.general_rank is not None:
+        if self.delta_gates is not None or GENERAL_BLOCK not in layout.tuned_blocks or layout.general_rank is not None:
             return ()
         return (GENERAL_BLOCK, *(self.specific_blocks if self.rows.pair_of_sample is None else ()))
 

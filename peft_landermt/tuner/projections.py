@@ -5,10 +5,12 @@ For every group of samples that share an adapter, an input projection computes
     y_i = g_i · (w_i + Δw_i) · x_t + b_i            (eq. 7, 8, one gate per neuron)
 
 for the neurons that take part, and the output projection reads h with the neurons that take none set to zero (eq. 9).
-Deltas that hold for the whole batch are folded into the weight, so that one product serves base and delta.
+Whole rows that hold for all samples of a group are folded into the weight, so that one product serves base and delta.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,12 @@ def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: b
 def compute_type(states: torch.Tensor, blocks: NeuronBlocks) -> torch.dtype:
     """Type in which deltas are multiplied: their own on a CPU; many have no instructions for half precision."""
     return next(blocks.parameters()).dtype if states.device.type == "cpu" else states.dtype
+
+
+def complement(samples: torch.Tensor, batch: int) -> torch.Tensor:
+    """Those of `batch` samples that are not among (n,) distinct ones, found without waiting for the device."""
+    is_other = torch.ones(batch, device=samples.device).index_fill_(0, samples, 0.0)
+    return is_other.argsort(descending=True)[: batch - samples.shape[0]]
 
 
 class InputRecorder(nn.Module):
@@ -83,16 +91,26 @@ class AdaptedProjection(nn.Module):
         self.keep = keep
         self.called = False
         self.parts = groups[0].blocks.projections[name]
-        self.folds = is_plain_linear(base) and any(group.folded_blocks() for group in groups)
-        self._weight = None
-        if self.folds:
-            folded = tuple((id(group.blocks), group.folded_blocks()) for group in groups)
-            self._weight = self.keep((id(base), folded), lambda: fold(base, groups, name, is_output=is_output))
+        self.folds = is_plain_linear(base)
+        self._weights = self._fold() if self.folds else []
+
+    def _fold(self) -> list[tuple[torch.Tensor | None, torch.Tensor]]:
+        """Samples (n,), None for all of them, and the weight with what is folded for them."""
+        # Without a route every group has all samples, and deltas are summed.
+        teams = [self.groups] if self.groups[0].rows.samples is None else [[group] for group in self.groups]
+        found = []
+        for team in teams:
+            blocks = tuple((id(group.blocks), group.folded_blocks()) for group in team)
+            if any(names for _, names in blocks):
+                make = partial(fold, self.base, team, self.name, is_output=self.is_output)
+                found.append((team[0].rows.samples, self.keep((id(self.base), blocks), make)))
+        return found
 
     @property
     def weight(self) -> torch.Tensor:
         """For FFNs that read the projection's weight themselves."""
-        return self.base.weight if self._weight is None else self._weight  # type: ignore[return-value]
+        own = next((weight for samples, weight in self._weights if samples is None), None)
+        return self.base.weight if own is None else own  # type: ignore[return-value]
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -112,7 +130,7 @@ class AdaptedProjection(nn.Module):
                 chosen = group.take(states)
                 if (mask := group.hidden_mask(chosen)) is not None:
                     states = group.put(states, chosen * mask)
-        result = self.base(states) if self._weight is None else F.linear(states, self._weight, self.bias)
+        result = self._multiply(states)
         for group in self.groups:
             chosen, before = group.take(states), group.take(result)
             after = self._add_deltas(group, chosen, before)
@@ -122,6 +140,20 @@ class AdaptedProjection(nn.Module):
             if after is not before:
                 result = group.put(result, after.to(result.dtype))
         return result
+
+    def _multiply(self, states: torch.Tensor) -> torch.Tensor:
+        """Every sample times the weight with what is folded for it."""
+        if not self._weights:
+            return self.base(states)
+        parts, products = [], []
+        for samples, weight in self._weights:
+            if samples is None:
+                return F.linear(states, weight, self.bias)
+            parts.append(samples)
+            products.append(F.linear(states.index_select(0, samples), weight, self.bias))
+        others = complement(torch.cat(parts), self.batch)
+        products.append(self.base(states.index_select(0, others)))
+        return torch.cat(products).index_select(0, torch.cat([*parts, others]).argsort())
 
     def _add_deltas(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """Add what is not folded: the general block, then all specific neurons in one product."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap
@@ -427,7 +428,16 @@ def two_adapters(base: PreTrainedModel, neuron_map: NeuronMap, **options: Any) -
     return model.eval()
 
 
-@pytest.mark.parametrize("options", [{}, {"car": "paper", "inactive_neurons": "drop"}, {"car": "learned"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"general_rank": None},
+        {"car": "paper", "inactive_neurons": "drop"},
+        {"car": "learned", "general_rank": None},
+    ],
+    ids=str,
+)
 @pytest.mark.filterwarnings("ignore:.*changes the model's output before any training")
 def test_adapter_names_per_sample(base: PreTrainedModel, neuron_map: NeuronMap, options: dict[str, Any]) -> None:
     plain = logits(base, ids(4))
@@ -447,6 +457,23 @@ def test_adapter_names_per_sample(base: PreTrainedModel, neuron_map: NeuronMap, 
     torch.testing.assert_close(
         logits(model, ids(4), adapter_names=named, language_pairs=named)[[0, 2, 3]], mixed[[0, 2, 3]], **close
     )
+
+
+@one_architecture
+def test_whole_rows_need_no_products_of_their_own(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+    """They are folded into the weight of the samples that they serve, and no sample is multiplied twice."""
+
+    def operations(model: PreTrainedModel, **route: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            logits(model, ids(4), **route)
+        return counter.get_total_flops()
+
+    plain = operations(base)
+    model = two_adapters(base, neuron_map, general_rank=None)
+    assert operations(model, adapter_names=["en-fr", "__base__", "en-de", "en-fr"]) == plain
+    assert operations(model, adapter_names=["en-fr"] * 4) == plain
+    factors = two_adapters(model.unload(), neuron_map, general_rank=2)
+    assert operations(factors, adapter_names=["en-fr", "__base__", "en-de", "en-fr"]) > plain
 
 
 @one_architecture
