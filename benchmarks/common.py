@@ -106,8 +106,8 @@ def read_test(data: Path, name: str, pair: str, first: int, last: int) -> tuple[
     path = data / "test" / f"{name}.en-{target if source == 'en' else source}.tsv.gz"
     if not path.exists():
         return None
-    cells = itertools.islice(read_cells(path), first - 1, last)
-    english, foreign = map(list, zip(*(row[:2] for row in cells), strict=True))
+    rows = list(itertools.islice(read_cells(path), first - 1, last))
+    english, foreign = ([row[side] for row in rows] for side in (0, 1))
     return (english, foreign) if source == "en" else (foreign, english)
 
 

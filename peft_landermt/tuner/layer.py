@@ -274,7 +274,7 @@ class LanderFFN(nn.Module, BaseTunerLayer):
             return
         for projection, weight in self._unmerged_weights.items():
             layer = self.base_layer.get_submodule(projection)
-            layer.weight.data = weight.to(layer.weight.device, layer.weight.dtype)  # type: ignore
+            layer.weight.data = weight.to(layer.weight.device, layer.weight.dtype)  # type: ignore[arg-type]
         self._unmerged_weights.clear()
         self.merged_adapters.clear()
 

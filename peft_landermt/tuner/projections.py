@@ -92,25 +92,33 @@ class AdaptedProjection(nn.Module):
         self.called = False
         self.parts = groups[0].blocks.projections[name]
         self.folds = is_plain_linear(base)
-        self._weights = self._fold() if self.folds else []
+        self._weight: torch.Tensor | None = None  # of all samples
+        self._weights: list[tuple[torch.Tensor, torch.Tensor]] = []  # samples, and their weight
+        if self.folds:
+            self._fold()
 
-    def _fold(self) -> list[tuple[torch.Tensor | None, torch.Tensor]]:
-        """Samples (n,), None for all of them, and the weight with what is folded for them."""
+    def _fold(self) -> None:
         # Without a route every group has all samples, and deltas are summed.
         teams = [self.groups] if self.groups[0].rows.samples is None else [[group] for group in self.groups]
-        found = []
         for team in teams:
             blocks = tuple((id(group.blocks), group.folded_blocks()) for group in team)
-            if any(names for _, names in blocks):
-                make = partial(fold, self.base, team, self.name, is_output=self.is_output)
-                found.append((team[0].rows.samples, self.keep((id(self.base), blocks), make)))
-        return found
+            if not any(names for _, names in blocks):
+                continue
+            make = partial(fold, self.base, team, self.name, is_output=self.is_output)
+            weight, samples = self.keep((id(self.base), blocks), make), team[0].rows.samples
+            if samples is None:
+                self._weight = weight
+            else:
+                self._weights.append((samples, weight))
+        if self._weights:
+            served = torch.cat([samples for samples, _ in self._weights])
+            self._others = complement(served, self.batch)
+            self._places = torch.cat([served, self._others]).argsort()
 
     @property
     def weight(self) -> torch.Tensor:
         """For FFNs that read the projection's weight themselves."""
-        own = next((weight for samples, weight in self._weights if samples is None), None)
-        return self.base.weight if own is None else own  # type: ignore[return-value]
+        return self.base.weight if self._weight is None else self._weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -143,17 +151,13 @@ class AdaptedProjection(nn.Module):
 
     def _multiply(self, states: torch.Tensor) -> torch.Tensor:
         """Every sample times the weight with what is folded for it."""
+        if self._weight is not None:
+            return F.linear(states, self._weight, self.bias)
         if not self._weights:
             return self.base(states)
-        parts, products = [], []
-        for samples, weight in self._weights:
-            if samples is None:
-                return F.linear(states, weight, self.bias)
-            parts.append(samples)
-            products.append(F.linear(states.index_select(0, samples), weight, self.bias))
-        others = complement(torch.cat(parts), self.batch)
-        products.append(self.base(states.index_select(0, others)))
-        return torch.cat(products).index_select(0, torch.cat([*parts, others]).argsort())
+        products = [F.linear(states.index_select(0, samples), weight, self.bias) for samples, weight in self._weights]
+        products.append(self.base(states.index_select(0, self._others)))
+        return torch.cat(products).index_select(0, self._places)
 
     def _add_deltas(self, group: Group, states: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """Add what is not folded: the general block, then all specific neurons in one product."""

@@ -434,6 +434,7 @@ def two_adapters(base: PreTrainedModel, neuron_map: NeuronMap, **options: Any) -
         {},
         {"general_rank": None},
         {"car": "paper", "inactive_neurons": "drop"},
+        {"car": "learned"},
         {"car": "learned", "general_rank": None},
     ],
     ids=str,
