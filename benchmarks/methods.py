@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import ffn_projections, languages_of, plain_text_loss, read_flores, read_test, read_training_rows
 from houlsby import add_bottlenecks
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import TrainingArguments, set_seed
 
 from peft_landermt import (
@@ -34,10 +34,14 @@ from peft_landermt import (
 )
 from peft_landermt.demo import load_base
 from peft_landermt.detection import select_layers
+from peft_landermt.ffn import find_ffns
 from peft_landermt.translation import TEMPLATES
 
-METHODS = ("zero-shot", "few-shot", "full", "adapter", "lora", "lora-ffn", "adapter-lora", "lander")
 UNTRAINED = ("zero-shot", "few-shot")
+LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
+LANDER = ("lander", "lander-lora")
+"""`lander-lora` has LoRA in the attention, which LANDER leaves alone."""
+METHODS = (*UNTRAINED, "full", "adapter", *LORA, *LANDER)
 CONTROLS = ("", "random neurons", "random layers", "middle layers")
 CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
 """Lines of FLORES-200 devtest for neuron detection, for the learning rate and for examples in the prompt. Lines up to
@@ -96,16 +100,21 @@ class Run:
         return "both" if tune == "pair" else "factors"
 
     @property
+    def detects(self) -> bool:
+        """Whether it depends on a neuron map."""
+        return self.method in (*LANDER, "lora-ffn")
+
+    @property
     def key(self) -> str:
         """Identifies a run among results: runs that differ in nothing that matters to them have one key."""
         values = self.to_dict()
         if self.method in UNTRAINED:
             values = {"method": self.method}
-        elif self.method not in ("lander", "lora-ffn"):
+        elif not self.detects:
             values.pop("detection")
-        if self.method != "lander":
+        if self.method not in LANDER:
             values.pop("control", None)
-        if self.method != "lander" or self.form != "both":
+        if self.method not in LANDER or self.form != "both":
             values.pop("row_lr_ratio", None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -169,21 +178,29 @@ class Workbench:
         """A fresh copy of the base with the method's adapter."""
         set_seed(run.seed)
         model = copy.deepcopy(self.base)
-        if run.method in ("lora", "lora-ffn", "adapter-lora"):
-            options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **run.options}
+        if run.method in LORA:
+            options: dict[str, Any] = dict(run.options)
             if run.method == "lora-ffn":
                 options["target_modules"] = ffn_projections(model, self.neuron_map(run), run.pairs)
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+            elif run.method == "lora-attention":
+                options |= outside_of_ffns(model)
+            model = get_peft_model(model, lora(**options))
         if run.method in ("adapter", "adapter-lora"):
             if run.method == "adapter":
                 model.requires_grad_(False)
             add_bottlenecks(model, **(run.options if run.method == "adapter" else {}))
-        if run.method == "lander":
+        if run.method in LANDER:
+            if run.method == "lander-lora":
+                model = inject_adapter_in_model(lora(**outside_of_ffns(model)), model)
+                del model.peft_config  # else PEFT takes LoRA for an adapter of LANDER's
+            beside = [weight for name, weight in model.named_parameters() if ".lora_" in name]
             found = self.neuron_map(run)
             config = LanderConfig(
                 task_type="CAUSAL_LM", neuron_map=found, language_pairs=list(run.pairs), **run.options
             )
             model = get_peft_model(model, config)
+            for weight in beside:
+                weight.requires_grad_(True)
         return model
 
     def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> float:
@@ -291,7 +308,7 @@ class Workbench:
         result: dict[str, Any] = {"key": run.key, **run.to_dict()}
         model = self.base.eval()
         if run.method not in UNTRAINED:
-            if run.method in ("lander", "lora-ffn"):
+            if run.detects:
                 result["neuron_map"] = self.neuron_map(run).signature
             learning_rate = run.learning_rates[0]
             if len(run.learning_rates) > 1:
@@ -307,12 +324,13 @@ class Workbench:
             group = tuple(pair for pair in pairs if (pair in run.pairs) == own)
             if not group:
                 continue
-            if run.method == "lander" and not own:
+            if run.method in LANDER and not own:
                 model = model.merge_and_unload()  # an adapter serves only its own pairs; this shows the others
-            loss, losses = self.development_losses(run, model, group)
-            print(f"development loss {loss:.4f}", flush=True)
-            result.setdefault("development_loss", loss)
-            result["development_losses"] |= losses
+            if run.method != "few-shot":  # its examples are in the prompts that are scored, not in these
+                loss, losses = self.development_losses(run, model, group)
+                print(f"development loss {loss:.4f}", flush=True)
+                result.setdefault("development_loss", loss)
+                result["development_losses"] |= losses
             for test in tests:
                 result["scores"][str(test)] |= self.score(run, model, test, group, keep)
         result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
@@ -332,6 +350,16 @@ class Workbench:
         loss, _ = self.development_losses(run, candidate, run.pairs)
         print(f"lr {learning_rate:g}: development loss {loss:.4f}", flush=True)
         return loss
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", **{"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **options})
+
+
+def outside_of_ffns(model: torch.nn.Module) -> dict[str, Any]:
+    """Options of `LoraConfig` that put LoRA on all linear layers but those of FFNs: on the attention."""
+    names = [f"{ffn.name}.{projection}" for ffn in find_ffns(model) for projection in ffn.projections]
+    return {"exclude_modules": names}
 
 
 def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:

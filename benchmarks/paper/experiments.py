@@ -56,8 +56,10 @@ LEARNING_RATES = {
     "adapter": (2e-4, 5e-4, 1e-3),
     "lora": (2e-4, 5e-4, 1e-3),
     "lora-ffn": (5e-4, 1e-3, 2e-3),
+    "lora-attention": (5e-4, 1e-3, 2e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
     "lander": (5e-4, 1e-3, 2e-3),
+    "lander-lora": (2e-4, 5e-4, 1e-3),
     "lander, rows": (3e-5, 1e-4, 3e-4),
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
@@ -127,13 +129,16 @@ def choices(scale: Scale) -> list[Named]:
 
 
 def rates(scale: Scale) -> list[Named]:
-    """Every method at each of its learning rates; LANDER's rows at parts of it, or not tuned."""
+    """Every method at each of its learning rates, also with attention alone or beside; LANDER's rows at parts of it,
+    or not tuned."""
     runs = {
         "Full finetuning": baseline("full", scale),
         "Adapter": baseline("adapter", scale),
         "LoRA": baseline("lora", scale),
         "LoRA on the same FFNs": lora_on_ffns(scale),
+        "LoRA on attention": baseline("lora-attention", scale),
         "Adapter-LoRA": baseline("adapter-lora", scale),
+        "LANDeRMT with LoRA on attention": replace(lander(scale), method="lander-lora"),
         **{f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.03, 0.01)},
         "general neurons": lander(scale, tune="general"),
     }

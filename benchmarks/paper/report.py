@@ -64,7 +64,7 @@ def cost_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     rows = [
         [
             label,
-            f"{fmean([run['development_loss'] for run in runs]):.4f}",
+            f"{fmean([run['development_loss'] for run in runs]):.4f}" if "development_loss" in runs[0] else "",
             f"{runs[0].get('trainable_parameters', 0) / 1e6:.2f} M",
             f"{fmean([run.get('train_seconds', 0.0) for run in runs]):.0f}",
         ]

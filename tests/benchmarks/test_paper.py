@@ -90,6 +90,7 @@ def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> No
         for pair in PAIRS:
             outputs = folder / "paper" / result["key"] / f"flores 201 to 203.{pair}.txt"
             assert len(outputs.read_text(encoding="utf-8").splitlines()) == 3
+        assert ("development_loss" in result) == (result["method"] != "few-shot"), "its examples are in the prompts"
         if result["method"] not in ("zero-shot", "few-shot"):
             assert result["learning_rate"] == min(result["learning_rates"], key=lambda lr: result["search"][str(lr)])
     by_control = {result["control"]: result for result in finished if result["method"] == "lander"}
@@ -135,6 +136,22 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names = {path.name for path in (folder / "figures").iterdir()}
     drawn = ["knock_out", *(f"figure_{number}" for number in (4, 5, 6, 7, 8, 12, 13))]
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+
+
+@pytest.mark.slow
+def test_attention(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA outside of FFNs, alone and beside LANDER, which does not freeze it."""
+    labels = ["LoRA on attention, lr=0.001", "LANDeRMT with LoRA on attention, lr=0.001", "rows at 0.03, lr=0.001"]
+    options = [*scale(folder), "--search-rows", "0", "--development-only", "--experiments", "rates"]
+    options += ["--results", str(folder / "attention.jsonl")]
+    run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
+    lines = (folder / "attention.jsonl").read_text(encoding="utf-8").splitlines()
+    results = {result["method"]: result for result in map(json.loads, lines)}
+    trained = {method: result["trainable_parameters"] for method, result in results.items()}
+    assert trained["lora-attention"] == 4 * 16 * (64 + 48 + 48 + 64)  # layers, rank, widths in and out
+    assert trained["lander-lora"] == trained["lora-attention"] + trained["lander"]
+    losses = {result["development_loss"] for result in results.values()}
+    assert len(losses) == 3
 
 
 @pytest.mark.slow
