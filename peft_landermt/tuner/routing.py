@@ -233,12 +233,12 @@ class Routing:
                 raise LanguagePairError(name, values, "expected a list with one entry per sample.")
             if values is not None and batch is not None and len(values) != batch:
                 raise LanguagePairError(name, len(values), f"give one entry for each of the {batch} samples.")
+            if values is not None and not len(values):
+                raise LanguagePairError(name, list(values), "give one entry for each sample of the batch.")
         if language_pairs is not None and adapter_names is not None and len(language_pairs) != len(adapter_names):
             raise LanguagePairError(
                 "language_pairs", len(language_pairs), f"{len(adapter_names)} adapter_names given."
             )
-            if values is not None and not len(values):
-                raise LanguagePairError(name, list(values), "give one entry for each sample of the batch.")
         if adapter_names is None:
             if len(active_adapters) != 1:
                 raise LanguagePairError(

@@ -403,12 +403,23 @@ def test_divisor_of_the_batch_size_is_no_substitute_for_one_pair_per_sample(
 ) -> None:
     """Two pairs for four samples must not be spread over them silently, and no pairs must not mean the base."""
     model = adapt(base, neuron_map)
-    with pytest.raises(LanguagePairError, match="each of the 4 samples"):
+    with pytest.raises(LanguagePairError, match=r"give one entry for each (of the 4 samples|sample of the batch)"):
         if call == "generate":
             model.generate(input_ids=ids(4), language_pairs=given, max_new_tokens=1)
         else:
             states = ids(4) if call == "input_ids" else model.get_input_embeddings()(ids(4))
             model(**{call: states}, language_pairs=given)
+
+
+@one_architecture
+@pytest.mark.parametrize("named", [{"language_pairs": []}, {"adapter_names": []}], ids=str)
+def test_nothing_named_where_the_batch_size_cannot_be_told(
+    base: PreTrainedModel, neuron_map: NeuronMap, named: dict[str, list[str]]
+) -> None:
+    """`generate` makes its first token itself; an empty list is refused before it does."""
+    model = adapt(base, neuron_map)
+    with pytest.raises(LanguagePairError, match=r"\[\]: give one entry for each sample"):
+        model.generate(**named, max_new_tokens=1, bos_token_id=1)
 
 
 @one_architecture
