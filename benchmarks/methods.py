@@ -40,7 +40,7 @@ from peft_landermt.translation import TEMPLATES
 UNTRAINED = ("zero-shot", "few-shot")
 LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
-"""`lander-lora` has LoRA in the attention, which LANDER leaves alone."""
+"""`lander-lora` has LoRA in the attention, which LANDER leaves alone; at the scale of LANDER's factors."""
 METHODS = (*UNTRAINED, "full", "adapter", *LORA, *LANDER)
 CONTROLS = ("", "random neurons", "random layers", "middle layers")
 CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
@@ -191,7 +191,7 @@ class Workbench:
             add_bottlenecks(model, **(run.options if run.method == "adapter" else {}))
         if run.method in LANDER:
             if run.method == "lander-lora":
-                model = inject_adapter_in_model(lora(**outside_of_ffns(model)), model)
+                model = inject_adapter_in_model(lora(lora_alpha=16, **outside_of_ffns(model)), model)
                 del model.peft_config  # else PEFT takes LoRA for an adapter of LANDER's
             beside = [weight for name, weight in model.named_parameters() if ".lora_" in name]
             found = self.neuron_map(run)

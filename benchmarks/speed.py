@@ -189,7 +189,8 @@ def adapters(bench: Bench) -> Measures:
     switch, load, swap, undo = {}, {}, {}, {}
     sizes: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in ("lora", "lander-10", "lander-r16-10"):
+        for name in ("lora", "lora-ffn-1", "lander-10", "lander-r16-10"):
+            ours = CONTENDERS[name].method == "lander"
             folders = save_ten(bench, name, Path(temporary) / name)
             ten, one = load_all(bench, folders), load_all(bench, {PAIRS[0]: folders[PAIRS[0]]})
             following = itertools.cycle(PAIRS)
@@ -201,10 +202,10 @@ def adapters(bench: Bench) -> Measures:
             ]
             load[f"{name}, load_adapter"] = lambda one=one, file=file: one.load_adapter(file.parent, "again")
             undo[f"{name}, load_adapter"] = lambda one=one: one.delete_adapter("again")
-            exchange = peft_hotswap_adapter if name == "lora" else hotswap_adapter
+            exchange = hotswap_adapter if ours else peft_hotswap_adapter
             swap[name] = lambda ten=ten, folder=folders[PAIRS[0]], exchange=exchange: exchange(ten, folder, PAIRS[0])
-            sizes[name if name == "lora" else f"{name}, one of its pairs"] = [file.stat().st_size]
-        for name in ("lora-ffn-1", "shira", "lander-10", "lander-r16-10"):
+            sizes[f"{name}, one of its pairs" if ours else name] = [file.stat().st_size]
+        for name in ("shira", "lander-10", "lander-r16-10"):
             bench.make(name).save_pretrained(temporary)
             sizes[name] = [(Path(temporary) / WEIGHTS).stat().st_size]
         repeats = max(bench.repeats, 20)

@@ -59,7 +59,7 @@ LEARNING_RATES = {
     "lora-attention": (5e-4, 1e-3, 2e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
     "lander": (5e-4, 1e-3, 2e-3),
-    "lander-lora": (2e-4, 5e-4, 1e-3),
+    "lander-lora": (5e-4, 1e-3, 2e-3),
     "lander, rows": (3e-5, 1e-4, 3e-4),
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
