@@ -59,6 +59,8 @@ class Bench:
             self.neuron_map = NeuronMap.load(args.neuron_map)
         else:
             self.neuron_map = self.detect()
+            if args.neuron_map is not None:
+                self.neuron_map.save(args.neuron_map)
         ids = itertools.chain.from_iterable(self.tokenizer(text)["input_ids"] for text in corpus.train["en"])
         self.tokens = torch.tensor(list(ids), device=args.device)
         self.batch = self.make_batch(args.batch_size)

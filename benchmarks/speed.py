@@ -309,7 +309,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
     parser.add_argument("--grow", nargs="*", choices=GROWTH, help="measure growth along these axes instead, or all")
-    parser.add_argument("--neuron-map", type=Path, help="use this map instead of detecting one")
+    parser.add_argument("--neuron-map", type=Path, help="use this map; made where there is none yet")
     parser.add_argument("--output", type=Path, help="JSON lines file that the results are added to")
     parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()

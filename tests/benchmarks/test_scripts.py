@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peft_landermt import NeuronMap
+
 from .helpers import SCRIPTS, run_script
 
 
@@ -51,8 +53,11 @@ def test_serving() -> None:
 def test_speed(tmp_path: Path) -> None:
     """Sections are measured and shown, and growth along an axis."""
     options = ["--shape", "tiny", "--dtype", "float32", "--repeats", "1", "--output", str(tmp_path / "speed.jsonl")]
-    printed = run("speed.py", *options, "--sentences", "2", "--only", "training", "mixed", "adapters")
-    sections = [json.loads(line)["section"] for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
-    assert sections == ["training", "mixed", "adapters"]
+    neuron_map = tmp_path / "map.safetensors"
+    sections = ["training", "mixed", "adapters"]
+    printed = run("speed.py", *options, "--sentences", "2", "--neuron-map", str(neuron_map), "--only", *sections)
+    assert len(NeuronMap.load(neuron_map).language_pairs) == 10, "kept, for a run in another type"
+    lines = (tmp_path / "speed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["section"] for line in lines] == sections
     assert "| training step beside LoRA, 10 pairs: whole rows | at most 0.85 |" in printed
     assert "| tiny | pairs | 10 | lander | " in run("speed.py", *options, "--grow", "pairs")
