@@ -67,7 +67,7 @@ def training(bench: Bench, names: list[str] | None = None) -> Measures:
     """Steps with the model's own loss, all logits computed."""
     measures: Measures = {"step_seconds": {}, "trainable_parameters": {}, "optimizer_bytes": {}}
     steps, optimizers = {}, {}
-    for name in names or CONTENDERS:
+    for name in names or bench.args.contenders:
         model = bench.make(name).train()
         inputs = {**bench.batch, **bench.routing(name, len(bench.batch["input_ids"])), "use_cache": False}
         steps[name], optimizers[name] = make_step(model, lambda model=model, inputs=inputs: model(**inputs).loss)
@@ -308,6 +308,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sentences", type=int, default=16, help="calibration sentences of each language")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whose training steps"
+    )
     parser.add_argument("--grow", nargs="*", choices=GROWTH, help="measure growth along these axes instead, or all")
     parser.add_argument("--neuron-map", type=Path, help="use this map; made where there is none yet")
     parser.add_argument("--output", type=Path, help="JSON lines file that the results are added to")

@@ -60,4 +60,6 @@ def test_speed(tmp_path: Path) -> None:
     lines = (tmp_path / "speed.jsonl").read_text().splitlines()
     assert [json.loads(line)["section"] for line in lines] == sections
     assert "| training step beside LoRA, 10 pairs: whole rows | at most 0.85 |" in printed
+    chosen = ["--neuron-map", str(neuron_map), "--only", "training", "--contenders", "base", "lander-1"]
+    assert run("speed.py", *options, *chosen).count("| lander-1 |") == 1
     assert "| tiny | pairs | 10 | lander | " in run("speed.py", *options, "--grow", "pairs")
