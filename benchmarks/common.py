@@ -74,10 +74,12 @@ def languages_of(pairs: Iterable[str]) -> list[str]:
     return sorted({language for pair in pairs for language in pair.split("-")})
 
 
-def ffn_projections(model: nn.Module, neuron_map: NeuronMap, pairs: Iterable[str]) -> list[str]:
-    """Names of the linear layers in the FFNs that are relevant to some of the pairs: what LoRA is put on."""
-    layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
+def ffn_projections(model: nn.Module, neuron_map: NeuronMap | None = None, pairs: Iterable[str] = ()) -> list[str]:
+    """Names of the linear layers in the FFNs that are relevant to some of the pairs; in all FFNs without a map."""
     ffns = find_ffns(model)
+    layers: Iterable[int] = range(len(ffns))
+    if neuron_map is not None:
+        layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
     return [f"{ffns[layer].name}.{projection}" for layer in layers for projection in ffns[layer].projections]
 
 

@@ -34,7 +34,6 @@ from peft_landermt import (
 )
 from peft_landermt.demo import load_base
 from peft_landermt.detection import select_layers
-from peft_landermt.ffn import find_ffns
 from peft_landermt.translation import TEMPLATES
 
 UNTRAINED = ("zero-shot", "few-shot")
@@ -183,7 +182,7 @@ class Workbench:
             if run.method == "lora-ffn":
                 options["target_modules"] = ffn_projections(model, self.neuron_map(run), run.pairs)
             elif run.method == "lora-attention":
-                options |= outside_of_ffns(model)
+                options["exclude_modules"] = ffn_projections(model)
             model = get_peft_model(model, lora(**options))
         if run.method in ("adapter", "adapter-lora"):
             if run.method == "adapter":
@@ -191,16 +190,16 @@ class Workbench:
             add_bottlenecks(model, **(run.options if run.method == "adapter" else {}))
         if run.method in LANDER:
             if run.method == "lander-lora":
-                model = inject_adapter_in_model(lora(lora_alpha=16, **outside_of_ffns(model)), model)
+                model = inject_adapter_in_model(lora(lora_alpha=16, exclude_modules=ffn_projections(model)), model)
                 del model.peft_config  # else PEFT takes LoRA for an adapter of LANDER's
-            beside = [weight for name, weight in model.named_parameters() if ".lora_" in name]
             found = self.neuron_map(run)
             config = LanderConfig(
                 task_type="CAUSAL_LM", neuron_map=found, language_pairs=list(run.pairs), **run.options
             )
             model = get_peft_model(model, config)
-            for weight in beside:
-                weight.requires_grad_(True)
+            for name, weight in model.named_parameters():
+                if ".lora_" in name:  # beside it, and frozen by PEFT
+                    weight.requires_grad_(True)
         return model
 
     def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> float:
@@ -354,12 +353,6 @@ class Workbench:
 
 def lora(**options: Any) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", **{"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **options})
-
-
-def outside_of_ffns(model: torch.nn.Module) -> dict[str, Any]:
-    """Options of `LoraConfig` that put LoRA on all linear layers but those of FFNs: on the attention."""
-    names = [f"{ffn.name}.{projection}" for ffn in find_ffns(model) for projection in ffn.projections]
-    return {"exclude_modules": names}
 
 
 def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:

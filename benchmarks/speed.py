@@ -318,6 +318,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.grow is not None and "intermediate_size" not in SHAPES.get(args.shape, {}):
         parser.error("--grow needs a --shape with random weights and an intermediate_size: tiny, medium or llama-8b")
+    if args.grow is not None and args.neuron_map is not None:
+        parser.error("--grow changes the model, so each has a neuron map of its own; leave --neuron-map out")
     if args.shape == "gemma-270m":
         args.model = "demo"
     return args
