@@ -186,10 +186,13 @@ class LanderModel(BaseTuner):
             with self._enable_peft_forward_hooks(*args, **kwargs):  # PEFT hands MPT's calls on without it
                 return self.forward(*args, **kwargs)
         kwargs.pop("language_pairs", None)
-        if self.routing.route is not None:
-            # PEFT does not show the inputs when the route is made
-            self.routing.route.check_length(batch_size(args, kwargs))
+        self._check_route(args, kwargs)
         return self.model(*args, **kwargs)
+
+    def _check_route(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # PEFT does not always show the inputs when the route is made
+        if self.routing.route is not None:
+            self.routing.route.check_length(batch_size(args, kwargs))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` of the base model; the route was made by `_enable_peft_forward_hooks`.
@@ -197,6 +200,7 @@ class LanderModel(BaseTuner):
         Weights with their deltas folded in, and deltas put together for products, are kept from token to token.
         """
         kwargs.pop("language_pairs", None)
+        self._check_route(args, kwargs)
         self.routing.kept = {}
         try:
             return self.model.generate(*args, **kwargs)

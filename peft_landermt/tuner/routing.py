@@ -122,7 +122,9 @@ class Route:
         return list(dict.fromkeys(destination[0] for destination in self.destinations if destination is not None))
 
     def check_length(self, batch: int | None) -> None:
-        """Raise LanguagePairError if there is not one destination per sample."""
+        """Raise LanguagePairError if there is not one destination per sample; for None, if there is none at all."""
+        if batch is None and not self.destinations:
+            raise LanguagePairError("language_pairs", [], "give one entry for each sample of the batch.")
         if batch is not None and batch != len(self.destinations):
             raise LanguagePairError(
                 "language_pairs", len(self.destinations), f"give one entry for each of the {batch} samples."
@@ -233,8 +235,6 @@ class Routing:
                 raise LanguagePairError(name, values, "expected a list with one entry per sample.")
             if values is not None and batch is not None and len(values) != batch:
                 raise LanguagePairError(name, len(values), f"give one entry for each of the {batch} samples.")
-            if values is not None and not len(values):
-                raise LanguagePairError(name, list(values), "give one entry for each sample of the batch.")
         if language_pairs is not None and adapter_names is not None and len(language_pairs) != len(adapter_names):
             raise LanguagePairError(
                 "language_pairs", len(language_pairs), f"{len(adapter_names)} adapter_names given."

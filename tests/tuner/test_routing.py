@@ -403,7 +403,7 @@ def test_divisor_of_the_batch_size_is_no_substitute_for_one_pair_per_sample(
 ) -> None:
     """Two pairs for four samples must not be spread over them silently, and no pairs must not mean the base."""
     model = adapt(base, neuron_map)
-    with pytest.raises(LanguagePairError, match=r"give one entry for each (of the 4 samples|sample of the batch)"):
+    with pytest.raises(LanguagePairError, match="each of the 4 samples"):
         if call == "generate":
             model.generate(input_ids=ids(4), language_pairs=given, max_new_tokens=1)
         else:
