@@ -8,18 +8,16 @@ user names the layout.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import ArchitectureError
-from .linear import device_and_dtype, features, has_dense_weight, weight_rows
+from .linear import device_and_dtype, features
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
     return FFN(name, module, inputs, outputs[0], width, neurons)
 
 
-def _list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
+def list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
     """All FFNs of a model in the order of its modules.
 
     Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
@@ -199,7 +197,7 @@ def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
                 "are routed to it, and transformers reads the weights without a call. target_modules may name the "
                 "dense FFNs beside it.",
             )
-    ffns = _list_ffns(model, layout)
+    ffns = list_ffns(model, layout)
     if not ffns:
         named = "was recognised" if layout is None else f"with {layout.to_dict()} is"
         raise _not_recognised(model, f"no FFN {named} in it")
@@ -284,31 +282,3 @@ def _gathered_by_fsdp(model: nn.Module, ffn: FFN, split: Sequence[nn.Parameter])
         module for name, module in model.named_modules() if f"{ffn.name}.".startswith(f"{name}." if name else "")
     ]
     return any(isinstance(module, fsdp.FSDPModule) for module in around)
-
-
-def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None:
-    """Identify a base model by a sample of its FFN weights: 16 hexadecimal digits.
-
-    Weights are compared as bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16. `layout` is as in
-    `find_ffns`.
-
-    Returns:
-        None where weights cannot be read as floating-point numbers (quantized, split, offloaded), or there are no
-        FFNs.
-
-    Raises:
-        ArchitectureError: If shapes leave a doubt which modules are FFNs.
-    """
-    digest = hashlib.sha256()
-    ffns = _list_ffns(model, layout)
-    for ffn in ffns:
-        for key in ffn.projections:
-            layer = ffn.module.get_submodule(key)
-            if not has_dense_weight(layer):
-                return None
-            rows = weight_rows(layer).detach()
-            columns = rows[0].numel()
-            sample = rows[:: max(1, rows.shape[0] // 8), :: max(1, columns // 8)].to(torch.bfloat16).contiguous()
-            digest.update(f"{key}{tuple(rows.shape)}".encode())
-            digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16] if ffns else None

@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
-from ..ffn import FFN, FFNLayout, check_addressable, find_ffns, fingerprint
-from ..language_pair import LanguagePair, check_language, parse_pairs
-from ..linear import device_and_dtype
+from ..errors import DetectionError
+from ..ffn import FFN, FFNLayout
+from ..fingerprint import fingerprint
+from ..language_pair import parse_pairs
 from ..neuron_map import LayerNeurons, NeuronMap
 from ..padding import IGNORED
 from ..processes import Result, check_started, same_everywhere, shared
@@ -28,6 +26,7 @@ from ..seq2seq import is_encoder_decoder
 from ..version import __version__
 from .awareness import normalize, sum_over_tokens
 from .batches import Batch, Batcher
+from .checks import check_all_seen, check_finite, check_model, check_options, check_sentences
 from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
 from .partition import check_general_ratio, partition
 from .passes import accepts_logits_to_keep, frozen, tap_activations
@@ -85,11 +84,11 @@ def detect_neurons(
             head; layers share an FFN, or its weights are split over processes or not loaded.
     """
     pairs = parse_pairs(language_pairs)
-    _check_sentences(sentences, pairs)
-    _check_options(activation_statistic, batch_size, max_length)
+    check_sentences(sentences, pairs)
+    check_options(activation_statistic, batch_size, max_length)
     check_general_ratio(general_ratio)
     layout = None if ffn_layout is None else FFNLayout.from_dict(ffn_layout)
-    ffns = _check_model(model, layout)
+    ffns = check_model(model, layout)
     stacks = _stacks(model, ffns)
     check_num_layers(num_layers, min(Counter(stacks).values()))
 
@@ -125,7 +124,7 @@ def detect_neurons(
         sums = _language_means(stacks, batches, passes(batches, score))
 
     changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
-    _check_finite(activations, sums, ffns)
+    check_finite(activations, sums, ffns)
     neurons = tuple(
         _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
         for index, ffn in enumerate(ffns)
@@ -163,7 +162,7 @@ def _pair_activations(
     extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
     with torch.no_grad(), tap_activations(ffns, collect):
         model(**batch.inputs, use_cache=False, **extra)
-    _check_all_seen(ffns, collected)
+    check_all_seen(ffns, collected)
     return torch.stack([rows for (rows,) in collected])
 
 
@@ -193,7 +192,7 @@ def _awareness_sums(model: nn.Module, ffns: list[FFN], stacks: list[str], batch:
             ignore_index=IGNORED,
             reduction="sum",
         ).backward()
-    _check_all_seen(ffns, collected)
+    check_all_seen(ffns, collected)
     return [sums.cpu() for (sums,) in collected]
 
 
@@ -236,84 +235,6 @@ def _partition_layer(
     if normalize_awareness:
         awareness = normalize(awareness)
     return LayerNeurons(name, partition(awareness, general_ratio), awareness, gradient, activation)
-
-
-def _check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[LanguagePair]) -> None:
-    if not sentences:
-        raise CorpusError("sentences", sentences, "give calibration sentences for every language of the pairs.")
-    for language, texts in sentences.items():
-        check_language(language, "sentences")
-        if isinstance(texts, str) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise CorpusError("sentences", language, "expected a list of non-empty strings for every language.")
-    for pair in pairs:
-        for language in pair:
-            if language not in sentences:
-                raise LanguagePairError(
-                    "language_pairs", str(pair), f"there are no calibration sentences for {language!r}; add them."
-                )
-    counts = {language: len(texts) for language, texts in sentences.items()}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
-        raise CorpusError(
-            "sentences", counts, "every language needs the same number of sentences, at least one; they are parallel."
-        )
-    if len(counts) < 2:
-        raise CorpusError("sentences", list(counts), "awareness is compared between languages; give at least two.")
-
-
-def _check_options(activation_statistic: str, batch_size: int, max_length: int) -> None:
-    if activation_statistic not in ("mean", "mean_abs"):
-        raise DetectionError("activation_statistic", activation_statistic, "must be 'mean' or 'mean_abs'.")
-    for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DetectionError(name, value, f"must be an integer of at least {least}.")
-
-
-def _check_model(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
-    if any(isinstance(module, (BaseTunerLayer, PeftModel)) for module in model.modules()):
-        raise ArchitectureError(
-            "model", type(model).__name__, "it has adapters; detect on the base model, before get_peft_model."
-        )
-    ffns = find_ffns(model, layout)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is None:
-        raise ArchitectureError(
-            "model", type(model).__name__, "it has no language-model head; load it with its AutoModelFor... class."
-        )
-    check_addressable(model, ffns, only_calls=True)
-    on_meta = [module for module in model.modules() if any(weight.is_meta for weight in module.parameters(False))]
-    if any(device_and_dtype(module)[0].type == "meta" for module in on_meta):
-        raise ArchitectureError("model", "meta device", "load the weights before detection.")
-    return ffns
-
-
-def _check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[torch.Tensor]]) -> None:
-    for ffn, seen in zip(ffns, collected, strict=True):
-        if not seen:
-            raise ArchitectureError(
-                "model", ffn.name, f"its forward pass does not call {ffn.output!r}, so its activations cannot be read."
-            )
-        if len(seen) > 1:
-            raise ArchitectureError(
-                "model",
-                ffn.name,
-                f"layers share {ffn.output!r}, which runs {len(seen)} times in a pass, so its activations "
-                "belong to no one layer; detect on a model whose layers have FFNs of their own.",
-            )
-
-
-def _check_finite(
-    activations: Mapping[LanguagePair, torch.Tensor],
-    sums: LanguageStatistics,
-    ffns: list[FFN],
-) -> None:
-    remedy = "the statistics are NaN or infinite; load the model in bfloat16 or float32 and check its weights."
-    for pair, values in activations.items():
-        if not torch.isfinite(values).all():
-            raise DetectionError("activations", str(pair), remedy)
-    for language, layers in sums.items():
-        for ffn, statistics in zip(ffns, layers, strict=True):
-            if not torch.isfinite(statistics).all():
-                raise DetectionError("awareness", f"{ffn.name}, {language}", remedy)
 
 
 def _signature(

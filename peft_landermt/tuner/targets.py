@@ -6,7 +6,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
-from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, fingerprint, recognise
+from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, recognise
+from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
 from .config import LanderConfig
 from .layer import LanderFFN

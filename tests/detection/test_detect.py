@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from peft_landermt import NeuronMap, __version__, detect_neurons
 from peft_landermt.errors import DetectionError
-from peft_landermt.ffn import fingerprint
+from peft_landermt.fingerprint import fingerprint
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from .reference import OPTIONS, output_projections

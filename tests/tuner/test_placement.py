@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap, detect_neurons
 from peft_landermt.errors import AdapterError, ArchitectureError
-from peft_landermt.ffn import fingerprint
+from peft_landermt.fingerprint import fingerprint
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from .helpers import adapt, cloned_state, ids, join_processes, lander_layers, logits, same_state

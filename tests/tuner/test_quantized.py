@@ -23,7 +23,8 @@ from transformers import logging as transformers_logging
 
 from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.errors import ArchitectureError
-from peft_landermt.ffn import find_ffns, fingerprint
+from peft_landermt.ffn import find_ffns
+from peft_landermt.fingerprint import fingerprint
 from peft_landermt.linear import device_and_dtype
 
 from ..conftest import PAIRS, SENTENCES
