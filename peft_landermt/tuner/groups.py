@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .blocks import GENERAL_BLOCK, NeuronBlocks
+from ..errors import ConfigError
+from .blocks import GENERAL_BLOCK, BlockLayout, NeuronBlocks
 from .routing import Rows, constant_gates, learned_gates, token_gates
 
 
@@ -136,3 +137,19 @@ class Group:
         if self.delta_gates is None:
             return None
         return self.delta_gates[..., : 1 if block == GENERAL_BLOCK else None][..., -1:].to(like.dtype)
+
+
+def check_additive(layouts: list[tuple[str, BlockLayout]]) -> None:
+    """Several adapters at once mean the sum of their deltas, so none may have gates or drop neurons.
+
+    Raises:
+        ConfigError: If one does.
+    """
+    for name, layout in layouts:
+        if layout.car != "off" or layout.drops_neurons:
+            raise ConfigError(
+                "active_adapters",
+                [adapter for adapter, _ in layouts],
+                f"adapter {name!r} routes neurons (car={layout.car!r}, inactive_neurons={layout.inactive_neurons!r}), "
+                "so it cannot be combined with others; activate one adapter at a time.",
+            )

@@ -17,13 +17,10 @@ from ..ffn import FFN
 from ..linear import device_and_dtype, has_dense_weight
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout, NeuronBlocks
-from .groups import Group
+from .groups import Group, check_additive
 from .merging import merged_weight
 from .projections import AdaptedProjection, InputRecorder
-from .routing import Routing, Rows
-
-INPUT_DEPENDENT = ("token", "learned")
-"""Values of `car` whose gate depends on the input."""
+from .routing import INPUT_DEPENDENT, Routing, Rows
 
 
 class LanderFFN(nn.Module, BaseTunerLayer):
@@ -309,19 +306,3 @@ class LanderFFN(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "lander." + super().__repr__()
-
-
-def check_additive(layouts: list[tuple[str, BlockLayout]]) -> None:
-    """Several adapters at once mean the sum of their deltas, so none may have gates or drop neurons.
-
-    Raises:
-        ConfigError: If one does.
-    """
-    for name, layout in layouts:
-        if layout.car != "off" or layout.drops_neurons:
-            raise ConfigError(
-                "active_adapters",
-                [adapter for adapter, _ in layouts],
-                f"adapter {name!r} routes neurons (car={layout.car!r}, inactive_neurons={layout.inactive_neurons!r}), "
-                "so it cannot be combined with others; activate one adapter at a time.",
-            )

@@ -20,7 +20,7 @@ from .blocks import BlockLayout
 from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs
 from .config import LanderConfig
 from .layer import LanderFFN
-from .monitor import mean_gates, relative_changes
+from .monitor import training_metrics
 from .routing import Routing
 from .sharing import share_equal_tensors
 from .state import as_saved, find_missing, take_back, validate_state
@@ -287,16 +287,12 @@ class LanderModel(BaseTuner):
             `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over the tokens trained on since
             the last call. With several active adapters, names begin with the adapter's.
         """
-        metrics = {}
-        for adapter in self.active_adapters:
-            layers = [layer for layer in self._layers() if adapter in layer.lander_blocks]
-            prefix = f"{adapter}/" if len(self.active_adapters) > 1 else ""
-            for block, change in relative_changes(layers, adapter).items():
-                metrics[f"{prefix}change_{block}"] = change
-            for pair, (general, specific) in mean_gates(layers, adapter).items():
-                metrics[f"{prefix}gate_general_{pair}"] = general
-                metrics[f"{prefix}gate_specific_{pair}"] = specific
-        return metrics
+        layers, several = self._layers(), len(self.active_adapters) > 1
+        return {
+            f"{adapter}/{name}" if several else name: value
+            for adapter in self.active_adapters
+            for name, value in training_metrics(layers, adapter).items()
+        }
 
     # State
 

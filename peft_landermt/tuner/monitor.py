@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import torch
 
 from ..linear import has_dense_weight, weight_rows
-from .layer import INPUT_DEPENDENT, LanderFFN
+from .layer import LanderFFN
 from .merging import gates_of_pair
+from .routing import INPUT_DEPENDENT
 
 
 @torch.no_grad()
@@ -68,3 +69,17 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
         for pair, values in gates.items():
             found[pair].append(values)
     return {pair: tuple(sum(side) / len(side) for side in zip(*gates, strict=True)) for pair, gates in found.items()}
+
+
+def training_metrics(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, float]:
+    """Both of the above as scalars for a log: `change_{block}`, `gate_general_{pair}`, `gate_specific_{pair}`.
+
+    Args:
+        layers: FFNs of a model; those that lack the adapter do not count.
+        adapter_name: An adapter.
+    """
+    concerned = [layer for layer in layers if adapter_name in layer.lander_blocks]
+    metrics = {f"change_{block}": change for block, change in relative_changes(concerned, adapter_name).items()}
+    for pair, (general, specific) in mean_gates(concerned, adapter_name).items():
+        metrics |= {f"gate_general_{pair}": general, f"gate_specific_{pair}": specific}
+    return metrics

@@ -15,6 +15,8 @@ from .blocks import NeuronBlocks
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
+INPUT_DEPENDENT = ("token", "learned")
+"""Values of `car` whose gate depends on the input."""
 
 _Made = TypeVar("_Made")
 
