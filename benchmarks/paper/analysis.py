@@ -235,19 +235,30 @@ def _group(measured: dict[str, Any], group: str) -> dict[str, list[float]]:
     return {pair: sums[group] for pair, sums in measured["awareness"].items()}
 
 
-def _outcome(run: dict[str, Any]) -> tuple[str, dict[str, float]]:
+def outcome(run: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """What came of a run, by direction: BLEU on the first test set; the development loss where nothing was scored."""
     for scores in run["scores"].values():
         return "BLEU", {pair: row["bleu"] for pair, row in scores.items()}
     return "development loss", run["development_losses"]
 
 
+def transfer(results: dict[str, Any], method: str) -> dict[str, dict[str, float]]:
+    """What every direction gains or loses beside the base, for every run of a method in the experiment `alone`."""
+    base = outcome(results["0-shot"][0])[1]
+    tuned = {
+        label.removeprefix(f"{method}, "): outcome(runs[0])[1]
+        for label, runs in results.items()
+        if label.startswith(f"{method}, ")
+    }
+    return {label: {pair: found[pair] - base[pair] for pair in base} for label, found in tuned.items()}
+
+
 def _draw_sweep(results: dict[str, Any], pyplot: Any, save: Any, name: str, label: str) -> None:
     """The mean outcome against one option."""
     points = []
     for key, runs in results.items():
-        measure, outcomes = zip(*map(_outcome, runs), strict=True)
-        points.append((float(key.partition("=")[2]), fmean(fmean(outcome.values()) for outcome in outcomes)))
+        measure, outcomes = zip(*map(outcome, runs), strict=True)
+        points.append((float(key.partition("=")[2]), fmean(fmean(found.values()) for found in outcomes)))
     figure, axes = pyplot.subplots(figsize=(4.8, 3.4), layout="constrained")
     axes.plot(*zip(*points, strict=True), marker="o")
     axes.set(xlabel=label, ylabel=f"mean {measure[0]}")
@@ -258,16 +269,11 @@ def _draw_transfer(results: dict[str, Any], pyplot: Any, save: Any) -> None:
     """Figure 3: what every direction (columns) gains or loses when one is tuned (rows), beside the base."""
     if "0-shot" not in results:
         return
-    measure, base = _outcome(results["0-shot"][0])
+    measure = outcome(results["0-shot"][0])[0]
     for method in ("LANDeRMT", "LoRA"):
-        tuned = {
-            label.partition(", ")[2]: _outcome(runs[0])[1]
-            for label, runs in results.items()
-            if label.startswith(f"{method}, ")
-        }
-        if tuned.keys() <= {"joint"}:
+        changes = transfer(results, method)
+        if changes.keys() <= {"joint"}:
             continue
-        changes = {label: {pair: outcome[pair] - base[pair] for pair in base} for label, outcome in tuned.items()}
         bound = max(abs(change) for row in changes.values() for change in row.values())
         figure, axes = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
         image = _draw_matrix(axes, changes, bound, "RdBu" if measure == "BLEU" else "RdBu_r")  # blue is better

@@ -84,6 +84,23 @@ def average_table(results: Results, measure: str, title: str) -> tuple[list[str]
     return [title, *columns], rows
 
 
+def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """What a direction gains tuned alone, what the others gain or lose by that, and what it gains with all jointly."""
+    rows: list[list[Any]] = []
+    for method in ("LoRA", "LANDeRMT"):
+        changes = analysis.transfer(results, method)
+        joint = changes.pop("joint", {})
+        others = [change for tuned, row in changes.items() for pair, change in row.items() if pair != tuned]
+        if others and joint:
+            own = [changes[pair][pair] for pair in changes]
+            together = [joint[pair] for pair in changes]
+            values = (fmean(own), fmean(others), min(others), max(others), fmean(together))
+            rows.append([method, *(f"{value:+.3f}" for value in values)])
+    measure = analysis.outcome(results["0-shot"][0])[0]
+    header = [f"change of {measure}", "tuned alone", "others: mean", "lowest", "highest", "tuned jointly"]
+    return header, rows
+
+
 def significance(results: Results, scale: Scale, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
     """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
     test = scale.tests[0]
@@ -129,6 +146,8 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
             average_table(results, "development_losses", "development loss"),
             average_table(results, "perplexity", "perplexity"),
         ]
+        if experiment == "alone" and "0-shot" in results:
+            tables.append(interference_table(results))
         if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
             tables.append(significance(results, scale, args.data, args.results))
         print("\n\n".join(form(*made) for made in tables if made[1]))

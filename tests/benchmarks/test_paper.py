@@ -159,12 +159,13 @@ def test_one_direction_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What tuning one direction does to the other, by the development loss; drawn beside the base."""
-    labels = ["0-shot", "LoRA, en-de", "LANDeRMT, en-de"]
+    labels = ["0-shot", "LoRA, joint", "LoRA, en-de", "LANDeRMT, en-de"]
     options = [*scale(folder), "--rows", "24", "--search-rows", "0", "--development-only", "--experiments", "alone"]
     options += ["--results", str(folder / "alone.jsonl")]
     run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
-    base, *tuned = [json.loads(line) for line in (folder / "alone.jsonl").read_text(encoding="utf-8").splitlines()]
-    for result in (base, *tuned):
+    lines = (folder / "alone.jsonl").read_text(encoding="utf-8").splitlines()
+    base, joint, *tuned = [json.loads(line) for line in lines]
+    for result in (base, joint, *tuned):
         assert list(result["development_losses"]) == PAIRS and set(result["perplexity"]) == {"en", "de"}
         assert result["scores"] == {}
     for result in tuned:
@@ -174,7 +175,15 @@ def test_one_direction_alone(
 
     capsys.readouterr()
     run_script(monkeypatch, "paper/report.py", *options, "--figures", str(folder / "drawn"))
+    printed = capsys.readouterr().out
     losses = " | ".join(f"{loss:.4g}" for loss in base["development_losses"].values())
-    assert f"| 0-shot | {losses} |" in capsys.readouterr().out
+    assert f"| 0-shot | {losses} |" in printed
+
+    def change(result: dict, pair: str) -> str:
+        return f"{result['development_losses'][pair] - base['development_losses'][pair]:+.3f}"
+
+    (lora, _), other = tuned, change(tuned[0], "de-en")
+    assert f"| LoRA | {change(lora, 'en-de')} | {other} | {other} | {other} | {change(joint, 'en-de')} |" in printed
+    assert "| LANDeRMT |" not in printed  # without a joint run there is nothing to compare with
     names = {f"figure_3_{method}.{kind}" for method in ("lora", "landermt") for kind in ("png", "svg")}
     assert {path.name for path in (folder / "drawn").iterdir()} == names
