@@ -41,7 +41,7 @@ LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
 """`lander-lora` has LoRA in the attention, which LANDER leaves alone; at the scale of LANDER's factors."""
 METHODS = (*UNTRAINED, "full", "adapter", *LORA, *LANDER)
-CONTROLS = ("", "random neurons", "random layers", "middle layers")
+CONTROLS = ("", "random neurons", "random layers", "first layers", "middle layers", "last layers")
 CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
 """Lines of FLORES-200 devtest for neuron detection, for the learning rate and for examples in the prompt. Lines up to
 200 are never scored."""
@@ -369,15 +369,15 @@ def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:
             for layer in found.neurons
         )
     else:
-        draw = _middle if kind == "middle layers" else partial(_random, generator=generator)
+        draw = partial(_consecutive, kind) if kind != "random layers" else partial(_random, generator=generator)
         changed["pair_layers"] = {
             pair: tuple(draw(found.num_layers, len(chosen))) for pair, chosen in found.pair_layers.items()
         }
     return dataclasses.replace(found, **changed)
 
 
-def _middle(total: int, count: int) -> list[int]:
-    start = (total - count) // 2
+def _consecutive(kind: str, total: int, count: int) -> list[int]:
+    start = {"first layers": 0, "middle layers": (total - count) // 2, "last layers": total - count}[kind]
     return list(range(start, start + count))
 
 

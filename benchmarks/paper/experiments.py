@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common import PAPER
-from methods import Run, Test
+from methods import CONTROLS, Run, Test
 
 OTHERS = ("de", "it", "fr", "ar", "zh")
 DIRECTIONS = tuple(pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en"))
@@ -109,9 +109,7 @@ def table2(scale: Scale) -> list[Named]:
         Named("LS", lander(scale, tune="specific")),
         Named("LG", lander(scale, tune="general")),
         Named("LANDeRMT", lander(scale)),
-        Named("random neurons", replace(lander(scale), control="random neurons")),
-        Named("random layers", replace(lander(scale), control="random layers")),
-        Named("middle layers", replace(lander(scale), control="middle layers")),
+        *(Named(control, replace(lander(scale), control=control)) for control in CONTROLS if control),
     ]
 
 
