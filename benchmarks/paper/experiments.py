@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from common import PAPER
 from methods import CONTROLS, Run, Test
+
+from peft_landermt.detection.layers import ActivationStatistic
 
 OTHERS = ("de", "it", "fr", "ar", "zh")
 DIRECTIONS = tuple(pair for other in OTHERS for pair in (f"en-{other}", f"{other}-en"))
@@ -27,6 +29,7 @@ class Scale:
         pairs: Directions.
         flores: FLORES-200 devtest lines that are scored; None: none, the development loss is all that counts.
         news: Lines of newstest2014 and newstest2016 that are scored; None: neither.
+        activation_statistic: What LANDER chooses layers by; runs name it where it is not the paper's `"mean"`.
     """
 
     rows: int = 400
@@ -36,6 +39,7 @@ class Scale:
     pairs: tuple[str, ...] = DIRECTIONS
     flores: tuple[int, int] | None = (201, 260)
     news: tuple[int, int] | None = None
+    activation_statistic: str = "mean"
 
     @property
     def tests(self) -> list[Test]:
@@ -73,14 +77,18 @@ def baseline(method: str, scale: Scale, **changes: Any) -> Run:
 
 def lora_on_ffns(scale: Scale) -> Run:
     """LoRA on the FFNs that are relevant to some direction."""
-    return baseline("lora-ffn", scale, detection={"num_layers": scale.num_layers})
+    return baseline("lora-ffn", scale, detection=_detection(scale))
 
 
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
     """LANDER with the library's defaults, but for what is named."""
-    detection = {"num_layers": scale.num_layers, **(detection or {})}
-    run = baseline("lander", scale, detection=detection, options=options)
+    run = baseline("lander", scale, detection={**_detection(scale), **(detection or {})}, options=options)
     return replace(run, learning_rates=_learning_rates("lander, rows", scale)) if run.form == "rows" else run
+
+
+def _detection(scale: Scale) -> dict[str, Any]:
+    statistic = scale.activation_statistic
+    return {"num_layers": scale.num_layers, **({} if statistic == "mean" else {"activation_statistic": statistic})}
 
 
 def _learning_rates(method: str, scale: Scale) -> tuple[float, ...]:
@@ -120,7 +128,11 @@ def choices(scale: Scale) -> list[Named]:
         *(Named(f"car={car}", lander(scale, car=car)) for car in ("paper", "proportional", "token", "learned")),
         Named("inactive_neurons=drop", lander(scale, inactive_neurons="drop")),
         Named("normalize_awareness=False", lander(scale, {"normalize_awareness": False})),
-        Named("activation_statistic=mean_abs", lander(scale, {"activation_statistic": "mean_abs"})),
+        *(
+            Named(f"activation_statistic={statistic}", lander(replace(scale, activation_statistic=statistic)))
+            for statistic in get_args(ActivationStatistic)
+            if statistic != scale.activation_statistic
+        ),
         *(Named(f"general_rank={rank}", lander(scale, general_rank=rank)) for rank in (None, 4, 64)),
         Named("LoRA on the same FFNs", lora_on_ffns(scale)),
     ]

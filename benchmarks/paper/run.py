@@ -31,6 +31,7 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=400, help="sentence pairs per direction")
     parser.add_argument("--search-rows", type=int, default=60, help="to choose a learning rate by; 0: no choice")
     parser.add_argument("--num-layers", type=int, default=4, help="k, relevant layers of a direction")
+    parser.add_argument("--activation-statistic", choices=("mean", "mean_abs"), default="mean")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
@@ -44,7 +45,7 @@ def read_scale(args: argparse.Namespace) -> Scale:
     news = tuple(args.news_lines) if args.news_lines else None
     lines = None if args.development_only else tuple(args.test_lines)
     seeds, pairs = tuple(args.seeds), tuple(args.pairs)
-    return Scale(args.rows, args.search_rows, args.num_layers, seeds, pairs, lines, news)
+    return Scale(args.rows, args.search_rows, args.num_layers, seeds, pairs, lines, news, args.activation_statistic)
 
 
 def done(path: Path, model: str, scale: Scale) -> dict[str, dict[str, Any]]:
