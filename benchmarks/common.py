@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -218,7 +219,7 @@ def provenance() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "command": " ".join(_shareable(sys.argv)),
+        "command": shlex.join(_shareable(sys.argv)),
         "date": time.strftime("%Y-%m-%d"),
     }
 
