@@ -15,13 +15,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_landermt.errors import ArchitectureError
-from peft_landermt.ffn import (
-    FFN_LAYOUTS,
-    FFNLayout,
-    find_ffns,
-    fingerprint,
-    recognise,
-)
+from peft_landermt.ffn import FFN_LAYOUTS, FFNLayout, find_ffns, recognise
+from peft_landermt.fingerprint import fingerprint
 from peft_landermt.linear import features, has_dense_weight, is_plain_linear, weight_rows
 
 from .conftest import build_model
