@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from .monitor import training_metrics
 from .routing import Routing
 from .sharing import share_equal_tensors
 from .state import as_saved, find_missing, take_back, validate_state
-from .targets import as_ffn, check_base, check_fingerprint, check_options, default_targets
+from .targets import as_ffn, check_base, check_fingerprint, check_options, default_targets, is_target
 
 
 class LanderModel(BaseTuner):
@@ -69,18 +68,7 @@ class LanderModel(BaseTuner):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LanderConfig, key: str) -> Any:
-        counts = peft_config.neuron_counts
-        if counts is not None and key not in counts:
-            return False
-        matched = peft_config
-        if peft_config.target_modules is None:
-            matched = copy.copy(peft_config)
-            targets = set(counts) if counts is not None else self.__dict__["default_targets"]
-            if key in targets and peft_config.layers_to_transform is not None:
-                # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
-                targets, key = {"ffn"}, f"{key}.ffn"
-            matched.target_modules = targets
-        return BaseTuner._check_target_module_exists(matched, key)
+        return is_target(peft_config, key, self.__dict__.get("default_targets"))
 
     def _prepare_model(self, peft_config: LanderConfig, model: nn.Module) -> None:
         """Check everything that injection relies on, before the first module is touched."""

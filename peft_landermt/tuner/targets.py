@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+import copy
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
@@ -26,6 +29,29 @@ def default_targets(model: nn.Module, layout: FFNLayout | None = None) -> set[st
     }
     on_layers = any(segment.isdigit() for segment in segments)
     return names if others or on_layers else segments
+
+
+def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
+    """Whether an adapter goes into a module: what PEFT answers for it, which is true or a match where it does.
+
+    Args:
+        config: Of the adapter. Where it has neuron counts, only the FFNs that they name are targets.
+        key: The module's name.
+        defaults: Targets where the config names none and has no neuron counts; else not needed.
+    """
+    counts = config.neuron_counts
+    if counts is not None and key not in counts:
+        return False
+    matched = config
+    if config.target_modules is None:
+        matched = copy.copy(config)
+        targets = set(counts) if counts is not None else defaults
+        assert targets is not None
+        if key in targets and config.layers_to_transform is not None:
+            # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
+            targets, key = {"ffn"}, f"{key}.ffn"
+        matched.target_modules = targets
+    return BaseTuner._check_target_module_exists(matched, key)
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
