@@ -15,13 +15,15 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import append_result
 from experiments import DIRECTIONS, EXPERIMENTS, Scale, plan
 from methods import Run, Workbench
+
+from peft_landermt.detection.layers import ActivationStatistic
 
 RESULTS = Path(__file__).parent / "results" / "paper.jsonl"
 
@@ -31,7 +33,7 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=400, help="sentence pairs per direction")
     parser.add_argument("--search-rows", type=int, default=60, help="to choose a learning rate by; 0: no choice")
     parser.add_argument("--num-layers", type=int, default=4, help="k, relevant layers of a direction")
-    parser.add_argument("--activation-statistic", choices=("mean", "mean_abs"), default="mean")
+    parser.add_argument("--activation-statistic", choices=get_args(ActivationStatistic), default="mean")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")

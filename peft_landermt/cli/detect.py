@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
 from ..detection import detect_neurons
+from ..detection.layers import ActivationStatistic
 from .inspect import print_neuron_map
 from .options import add_model_options, is_main, load_model, parse_assignments, processes, read_lines
 
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
-    parser.add_argument("--activation-statistic", choices=("mean", "mean_abs"), default="mean")
+    parser.add_argument("--activation-statistic", choices=get_args(ActivationStatistic), default="mean")
     parser.add_argument("--no-normalize-awareness", dest="normalize_awareness", action="store_false")
     parser.add_argument(
         "--ffn-layout",

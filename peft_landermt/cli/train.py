@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..seq2seq import is_encoder_decoder
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
 from ..tuner import LanderConfig
+from ..tuner.config import CHOICES
 from .options import add_model_options, is_main, load_model, parse_assignments, task_type
 
 _EXAMPLE = """example:
@@ -45,9 +46,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, ...")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, and train nothing")
     group = parser.add_argument_group("adapter")
-    group.add_argument("--car", choices=("off", "paper", "proportional", "token", "learned"), default="off")
-    group.add_argument("--inactive-neurons", choices=("keep", "drop"), default="keep")
-    group.add_argument("--tune", choices=("pair", "general", "specific", "layers"), default="pair")
+    group.add_argument("--car", choices=CHOICES["car"], default="off")
+    group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
+    group.add_argument("--tune", choices=CHOICES["tune"], default="pair")
     group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
     parser.set_defaults(run=run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from peft import PeftModel
@@ -13,6 +14,7 @@ from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePai
 from ..ffn import FFN, FFNLayout, check_addressable, find_ffns
 from ..language_pair import LanguagePair, check_language
 from ..linear import device_and_dtype
+from .layers import ActivationStatistic
 
 
 def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[LanguagePair]) -> None:
@@ -49,7 +51,7 @@ def check_options(activation_statistic: str, batch_size: int, max_length: int) -
     Raises:
         DetectionError: One is out of range.
     """
-    if activation_statistic not in ("mean", "mean_abs"):
+    if activation_statistic not in get_args(ActivationStatistic):
         raise DetectionError("activation_statistic", activation_statistic, "must be 'mean' or 'mean_abs'.")
     for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

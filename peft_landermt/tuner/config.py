@@ -7,7 +7,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
@@ -26,11 +26,8 @@ SaveDtype = Literal["fp32", "bf16"]
 
 FORMAT_VERSION = 1
 
-_CHOICES = {
-    "car": ("off", "paper", "proportional", "token", "learned"),
-    "inactive_neurons": ("keep", "drop"),
-    "tune": ("pair", "general", "specific", "layers"),
-}
+CHOICES = {"car": get_args(CarMode), "inactive_neurons": get_args(InactiveNeurons), "tune": get_args(Tune)}
+"""Fields of a config that take one of a few values, and these."""
 _NEEDS_MAP = ("paper", "proportional", "token")
 
 
@@ -210,7 +207,7 @@ class LanderConfig(PeftConfig):
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
     def _check_options(self) -> None:
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(allowed)}.")
         if self.ffn_layout is not None:
