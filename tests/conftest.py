@@ -58,6 +58,15 @@ DECODER_SIZES = {
 """Options that most decoder configs of transformers share."""
 
 
+class Quantized(torch.nn.Module):
+    """Integer weights, and features as every quantized linear layer has them."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inside, outside
+        self.register_buffer("weight", torch.ones(outside, inside, dtype=torch.int8))
+
+
 def build_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model with 4 layers, d = 32 and p = 64, in evaluation mode, dropout off."""
     torch.manual_seed(seed)

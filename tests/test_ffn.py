@@ -1,25 +1,21 @@
-"""Which modules are FFNs, and what identifies a base model."""
+"""Which modules are FFNs."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_landermt.errors import ArchitectureError
 from peft_landermt.ffn import FFN_LAYOUTS, FFNLayout, find_ffns, recognise
-from peft_landermt.fingerprint import fingerprint
-from peft_landermt.linear import features, has_dense_weight, is_plain_linear, weight_rows
 
-from .conftest import build_model
+from .conftest import Quantized
 
 D, P = 8, 20
 
@@ -35,15 +31,6 @@ class Children(nn.Module):
 
 def _transposed(inside: int, outside: int) -> Conv1D:
     return Conv1D(outside, inside)
-
-
-class Quantized(nn.Module):
-    """Integer weights, and features as every quantized linear layer has them."""
-
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = inside, outside
-        self.register_buffer("weight", torch.ones(outside, inside, dtype=torch.int8))
 
 
 @pytest.mark.parametrize("linear", [nn.Linear, _transposed, Quantized])
@@ -279,115 +266,3 @@ def test_malformed_layouts(value: Any) -> None:
 )
 def test_layouts_as_dictionaries(value: dict[str, Any]) -> None:
     assert FFNLayout.from_dict(value).to_dict() == value
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (nn.Linear(3, 5), (3, 5)),
-        (Conv1D(5, 3), (3, 5)),
-        (Quantized(3, 5), (3, 5)),
-        (nn.Embedding(3, 5), None),
-        (nn.Conv1d(3, 5, 1), None),
-        (nn.LayerNorm(3), None),
-    ],
-)
-def test_features(layer: nn.Module, expected: tuple[int, int] | None) -> None:
-    assert features(layer) == expected
-
-
-@pytest.mark.parametrize("layer", [nn.Linear(3, 5), Conv1D(5, 3)])
-def test_weight_rows_is_a_view_of_out_by_in(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.bias)
-    with torch.no_grad():
-        rows = weight_rows(layer)
-        assert rows.shape == (5, 3)
-        rows.zero_()[4] = torch.tensor([1.0, 2.0, 3.0])  # the last output feature
-        assert layer(torch.tensor([[1.0, 10.0, 100.0]])).tolist() == [[0.0, 0.0, 0.0, 0.0, 321.0]]
-
-
-class _Subclass(nn.Linear):
-    pass
-
-
-class _OwnForward(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + 1
-
-
-@pytest.mark.parametrize(
-    ("layer", "dense", "plain"),
-    [
-        (nn.Linear(3, 5), True, True),
-        (nn.Linear(3, 5, dtype=torch.bfloat16), True, True),
-        (Conv1D(5, 3), True, True),
-        (_Subclass(3, 5), True, True),
-        (_OwnForward(3, 5), True, False),
-        (nn.Linear(3, 5).to(torch.float8_e4m3fn), False, False),
-        (Quantized(3, 5), False, False),
-        (nn.ReLU(), False, False),
-    ],
-)
-def test_has_dense_weight(layer: nn.Module, dense: bool, plain: bool) -> None:
-    assert (has_dense_weight(layer), is_plain_linear(layer)) == (dense, plain)
-
-
-def test_hooks_make_a_layer_more_than_its_product() -> None:
-    layer = nn.Linear(3, 5)
-    handle = layer.register_forward_hook(lambda *_: None)
-    assert not is_plain_linear(layer)
-    handle.remove()
-    assert is_plain_linear(layer)
-    add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
-    assert not is_plain_linear(layer) and has_dense_weight(layer)
-
-
-def test_fingerprint_is_the_checkpoint_s_not_the_precision_s(base: nn.Module) -> None:
-    half = copy.deepcopy(base).to(torch.bfloat16)
-    full = copy.deepcopy(half).to(torch.float32)
-    found = fingerprint(full)
-    assert found is not None
-    assert len(found) == 16
-    assert set(found) <= set("0123456789abcdef")
-    assert fingerprint(half) == found
-    assert fingerprint(half.to(torch.float64)) == found
-    assert fingerprint(full.train().requires_grad_(False)) == found
-
-
-def test_fingerprint_of_a_float32_checkpoint_loaded_in_bfloat16() -> None:
-    model = build_model("llama")
-    weight = model.model.layers[0].mlp.up_proj.weight
-    assert not torch.equal(weight, weight.bfloat16().float()), "weights that bfloat16 has to round"
-    before = fingerprint(model)
-    assert fingerprint(model.to(torch.bfloat16)) == before
-
-
-def test_fingerprint_tells_seeds_apart() -> None:
-    assert len({fingerprint(build_model("llama", seed=seed)) for seed in range(4)}) == 4
-
-
-@pytest.mark.parametrize("layer", [0, 3])
-@pytest.mark.parametrize("projection", ["gate_proj", "up_proj", "down_proj"])
-def test_fingerprint_follows_every_projection(layer: int, projection: str) -> None:
-    model = build_model("llama")
-    before = fingerprint(model)
-    weight = model.get_parameter(f"model.layers.{layer}.mlp.{projection}.weight")
-    with torch.no_grad():
-        weight.mul_(1.02)  # a bfloat16 has 8 bits: steps of 0.4 to 0.8 percent
-    assert fingerprint(model) != before
-
-
-def test_fingerprint_tells_layers_and_widths_apart() -> None:
-    def constant(neurons: int, layers: int) -> nn.Module:
-        model = build_model("llama", intermediate_size=neurons, num_hidden_layers=layers)
-        for parameter in model.parameters():
-            nn.init.constant_(parameter, 0.5)
-        return model
-
-    sizes: Sequence[tuple[int, int]] = [(64, 4), (64, 3), (65, 4)]
-    assert len({fingerprint(constant(*size)) for size in sizes}) == 3
-
-
-def test_fingerprint_where_weights_cannot_be_read() -> None:
-    assert fingerprint(build_model("llama").to("meta")) is None
-    assert fingerprint(nn.Sequential(Children(Quantized, fc1=(D, P), fc2=(P, D)))) is None
