@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import analysis
 from common import read_test
 from experiments import Scale, plan
+from methods import Test
 from render import shown, table
 from run import add_scale_options, done, read_scale, translations
 from sacrebleu.metrics import BLEU
@@ -101,17 +102,16 @@ def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     return header, rows
 
 
-def significance(results: Results, scale: Scale, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
+def significance(results: Results, test: Test, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
     """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
-    test = scale.tests[0]
     others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
 
-    def average(label: str) -> float:
-        return fmean([row["bleu"] for row in results[label][0]["scores"][str(test)].values()])
+    def scores(label: str) -> dict[str, dict[str, Any]]:
+        return results[label][0]["scores"][str(test)]
 
-    best = max(others, key=average)
+    best = max(others, key=lambda label: fmean(score["bleu"] for score in scores(label).values()))
     rows: list[list[Any]] = []
-    for pair in scale.pairs:
+    for pair in scores(best):
         texts = read_test(data, test.name, pair, test.first, test.last)
         assert texts is not None
         systems = []
@@ -119,10 +119,10 @@ def significance(results: Results, scale: Scale, data: Path, path: Path) -> tupl
             outputs = translations(path, results[label][0]["key"], str(test), pair)
             systems.append((label, outputs.read_text(encoding="utf-8").splitlines()))
         metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
-        _, scores = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
-        baseline, ours = scores["BLEU"]
+        _, found = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
+        baseline, ours = found["BLEU"]
         rows.append([pair, baseline.score, ours.score, f"{ours.p_value:.3f}"])
-    return ["paired bootstrap", best, "LANDeRMT", "p"], rows
+    return [f"paired bootstrap, {test}", best, "LANDeRMT", "p"], rows
 
 
 def latex(header: list[str], rows: list[list[Any]]) -> str:
@@ -149,7 +149,7 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
         if experiment == "alone" and "0-shot" in results:
             tables.append(interference_table(results))
         if args.data is not None and experiment == "table1" and "LANDeRMT" in results:
-            tables.append(significance(results, scale, args.data, args.results))
+            tables += [significance(results, test, args.data, args.results) for test in scale.tests]
         print("\n\n".join(form(*made) for made in tables if made[1]))
 
 

@@ -113,7 +113,7 @@ def test_tables(
     row = f"| LANDeRMT | {lander['learning_rate']:g} | {scores[0]:.2f} | {scores[1]:.2f} | {sum(scores) / 2:.2f} |"
     assert printed.count(row) == 2  # in both tables
     assert "## table1" in printed and "## table2" in printed
-    assert "| paired bootstrap | " in printed
+    assert "| paired bootstrap, flores 201 to 203 | " in printed
     run_script(monkeypatch, "paper/report.py", *scale(folder), "--experiments", "table2", "--latex")
     printed = capsys.readouterr().out
     assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
