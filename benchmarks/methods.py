@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from common import ffn_projections, languages_of, plain_text_loss, read_flores, read_test, read_training_rows
+from gradients import gradient_norms, layers_by_gradient
 from houlsby import add_bottlenecks
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import TrainingArguments, set_seed
@@ -41,10 +42,10 @@ LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
 """`lander-lora` has LoRA in the attention, which LANDER leaves alone; at the scale of LANDER's factors."""
 METHODS = (*UNTRAINED, "full", "adapter", *LORA, *LANDER)
-CONTROLS = ("", "random neurons", "random layers", "first layers", "middle layers", "last layers")
-CALIBRATION, DEVELOPMENT, SHOTS = (1, 32), (101, 140), (141, 145)
-"""Lines of FLORES-200 devtest for neuron detection, for the learning rate and for examples in the prompt. Lines up to
-200 are never scored."""
+CONTROLS = ("", "random neurons", "random layers", "first layers", "middle layers", "last layers", "largest gradients")
+CALIBRATION, GRADIENTS, DEVELOPMENT, SHOTS = (1, 32), (1, 8), (101, 140), (141, 145)
+"""Lines of FLORES-200 devtest for neuron detection, for choosing layers by gradients, for the learning rate and for
+examples in the prompt. Lines up to 200 are never scored."""
 Keep = Callable[[str, str, list[str]], None]
 """Takes a test set, a direction and the translations."""
 
@@ -153,6 +154,7 @@ class Workbench:
         self.name = f"{model}, {dtype}"
         self.base, self.tokenizer = load_base(model, getattr(torch, dtype), device)
         self._maps: dict[str, NeuronMap] = {}
+        self._gradient_norms: dict[str, torch.Tensor] = {}
 
     def neuron_map(self, run: Run) -> NeuronMap:
         """What detection finds for the directions of a run, or its control."""
@@ -162,7 +164,17 @@ class Workbench:
         if key not in self._maps:
             path = self.maps / f"{key}.safetensors" if self.maps is not None else None
             self._maps[key] = self._detect(run.pairs, options, path)
-        return control(select_layers(self._maps[key], num_layers), run.control, run.seed)
+        found = select_layers(self._maps[key], num_layers)
+        if run.control == "largest gradients":
+            norms = {language: self._norms_of_gradients(language) for language in languages_of(run.pairs)}
+            return with_layers(found, layers_by_gradient(norms, run.pairs, num_layers), run.control)
+        return control(found, run.control, run.seed)
+
+    def _norms_of_gradients(self, language: str) -> torch.Tensor:
+        if language not in self._gradient_norms:
+            texts = read_flores(self.data, *GRADIENTS, [language])[language]
+            self._gradient_norms[language] = gradient_norms(self.base, self.tokenizer, texts)
+        return self._gradient_norms[language]
 
     def _detect(self, pairs: tuple[str, ...], options: dict[str, Any], path: Path | None) -> NeuronMap:
         if path is not None and path.exists():
@@ -362,18 +374,20 @@ def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:
     if not kind:
         return found
     generator = torch.Generator().manual_seed(seed)
-    changed: dict[str, Any] = {"signature": f"{found.signature}|control:{kind}"}
     if kind == "random neurons":
-        changed["neurons"] = tuple(
+        neurons = tuple(
             dataclasses.replace(layer, owner=layer.owner[torch.randperm(len(layer.owner), generator=generator)])
             for layer in found.neurons
         )
-    else:
-        draw = partial(_consecutive, kind) if kind != "random layers" else partial(_random, generator=generator)
-        changed["pair_layers"] = {
-            pair: tuple(draw(found.num_layers, len(chosen))) for pair, chosen in found.pair_layers.items()
-        }
-    return dataclasses.replace(found, **changed)
+        return dataclasses.replace(found, neurons=neurons, signature=f"{found.signature}|control:{kind}")
+    draw = partial(_consecutive, kind) if kind != "random layers" else partial(_random, generator=generator)
+    layers = {pair: tuple(draw(found.num_layers, len(chosen))) for pair, chosen in found.pair_layers.items()}
+    return with_layers(found, layers, kind)
+
+
+def with_layers(found: NeuronMap, pair_layers: dict[str, tuple[int, ...]], kind: str) -> NeuronMap:
+    """A map with other layers for its pairs; `kind` says in its signature what they are."""
+    return dataclasses.replace(found, pair_layers=pair_layers, signature=f"{found.signature}|control:{kind}")
 
 
 def _consecutive(kind: str, total: int, count: int) -> list[int]:

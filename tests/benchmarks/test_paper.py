@@ -57,7 +57,7 @@ def test_every_run_is_done_once(
     finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """LANDeRMT is a row of both tables."""
-    assert len(finished) == len({result["key"] for result in finished}) == 8 + 8
+    assert len(finished) == len({result["key"] for result in finished}) == 8 + 9
     capsys.readouterr()
     run_script(
         monkeypatch,
@@ -69,7 +69,7 @@ def test_every_run_is_done_once(
         "table1",
         "table2",
     )
-    assert capsys.readouterr().out == "16 runs are done, 0 to do\n"
+    assert capsys.readouterr().out == "17 runs are done, 0 to do\n"
     run_script(
         monkeypatch,
         "paper/run.py",
@@ -77,7 +77,7 @@ def test_every_run_is_done_once(
         *("--experiments", "table1", "--seeds", "0", "1", "--dry-run"),
     )
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "16 runs are done, 6 to do", "untrained methods have no seed"
+    assert printed[0] == "17 runs are done, 6 to do", "untrained methods have no seed"
     assert all(", seed 1: {" in line for line in printed[1:])
 
 
@@ -94,7 +94,8 @@ def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> No
         if result["method"] not in ("zero-shot", "few-shot"):
             assert result["learning_rate"] == min(result["learning_rates"], key=lambda lr: result["search"][str(lr)])
     by_control = {result["control"]: result for result in finished if result["method"] == "lander"}
-    assert set(by_control) == {"", "random neurons", "random layers", "first layers", "middle layers", "last layers"}
+    others = {"random layers", "first layers", "middle layers", "last layers", "largest gradients"}
+    assert set(by_control) == {"", "random neurons", *others}
     base = next(result for result in finished if result["method"] == "zero-shot")
     assert all(
         result["development_loss"] < base["development_loss"] for result in finished if result["method"] == "full"
