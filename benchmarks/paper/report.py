@@ -116,7 +116,8 @@ def significance(results: Results, test: Test, data: Path, path: Path) -> tuple[
         assert texts is not None
         systems = []
         for label in (best, "LANDeRMT"):
-            outputs = translations(path, results[label][0]["key"], str(test), pair)
+            first = results[label][0]
+            outputs = translations(path, first["model"], first["key"], str(test), pair)
             systems.append((label, outputs.read_text(encoding="utf-8").splitlines()))
         metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
         _, found = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()

@@ -66,13 +66,13 @@ def _has_pairs(result: dict[str, Any], scale: Scale) -> bool:
     return all(set(scale.pairs) <= result["scores"][str(test)].keys() for test in scale.tests[:1])
 
 
-def translations(results: Path, key: str, test: str, pair: str) -> Path:
-    """Where the translations of a run lie, one a line."""
-    return results.with_suffix("") / key / f"{test}.{pair}.txt"
+def translations(results: Path, model: str, key: str, test: str, pair: str) -> Path:
+    """Where the translations of a run on a base lie, one a line."""
+    return results.with_suffix("") / Path(model).name / key / f"{test}.{pair}.txt"
 
 
-def write_translations(results: Path, key: str, test: str, pair: str, hypotheses: list[str]) -> None:
-    path = translations(results, key, test, pair)
+def write_translations(results: Path, model: str, key: str, test: str, pair: str, hypotheses: list[str]) -> None:
+    path = translations(results, model, key, test, pair)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
 
@@ -105,7 +105,7 @@ def main() -> None:
     bench = Workbench(args.data, args.model, args.dtype, args.device, args.results.with_suffix("") / "maps")
     for key, (title, run) in waiting.items():
         print(f"\n{title}", flush=True)
-        keep = partial(write_translations, args.results, key)
+        keep = partial(write_translations, args.results, args.model, key)
         result = bench.execute(run, scale.tests, scale.pairs, keep)
         settings = {"model": args.model, "dtype": args.dtype, "device": args.device}
         append_result(args.results, {**result, **settings, "scale": dataclasses.asdict(scale)})

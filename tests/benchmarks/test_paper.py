@@ -88,7 +88,7 @@ def test_results_hold_what_tables_need(finished: list[dict], folder: Path) -> No
         assert list(scores) == PAIRS and set(result["perplexity"]) == {"en", "de"}
         assert all("tok:13a" in row["signature"] for row in scores.values())
         for pair in PAIRS:
-            outputs = folder / "paper" / result["key"] / f"flores 201 to 203.{pair}.txt"
+            outputs = folder / "paper" / "base" / result["key"] / f"flores 201 to 203.{pair}.txt"
             assert len(outputs.read_text(encoding="utf-8").splitlines()) == 3
         assert ("development_loss" in result) == (result["method"] != "few-shot"), "its examples are in the prompts"
         if result["method"] not in ("zero-shot", "few-shot"):
