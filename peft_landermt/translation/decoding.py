@@ -16,7 +16,7 @@ from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
 from ..padding import pad_rows, padding_id
 from ..progress import progress_bar
 from ..seq2seq import encode_source, generation_start, is_encoder_decoder
-from .models import evaluating, routed_pairs
+from .models import evaluating, routing_arguments
 from .templates import build_prompt
 
 
@@ -197,7 +197,7 @@ def _translate_batch(
         limits = [16 + 2 * len(tokenizer(source)["input_ids"]) for source in sources]
     else:
         limits = [max_new_tokens] * len(sources)
-    routing = {"language_pairs": [str(pair) for pair in pairs]} if routed_pairs(model) else {}
+    routing = routing_arguments(model, [str(pair) for pair in pairs], options.get("adapter_names"))
     pad = padding_id(tokenizer)
     if is_encoder_decoder(model):
         encoded = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,18 @@ from torch import nn
 def routed_pairs(model: nn.Module) -> list[str]:
     """Pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
     return list(getattr(model, "routed_language_pairs", ()))
+
+
+def routing_arguments(
+    model: nn.Module, language_pairs: Sequence[str], adapter_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """What a call is to be given so that every sample takes its pair; nothing for other models.
+
+    Raises:
+        LanguagePairError: The model does not serve a pair.
+    """
+    find = getattr(model, "routing_arguments", None)
+    return find(language_pairs, adapter_names) if callable(find) else {}
 
 
 def row_parameters(model: nn.Module) -> list[nn.Parameter]:

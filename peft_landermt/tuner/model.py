@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..errors import AdapterError, ArchitectureError, LanguagePairError
 from ..ffn import check_addressable
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout
-from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs
+from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs, route_saved_modules
 from .config import LanderConfig
 from .layer import LanderFFN
 from .monitor import training_metrics
@@ -146,6 +146,32 @@ class LanderModel(BaseTuner):
             return []
         return list(self.routing.pairs.get(self.active_adapters[0], ()))
 
+    @property
+    def _disabled(self) -> bool:
+        """Whether adapters are switched off, as inside `disable_adapter()`."""
+        return any(layer.disable_adapters for layer in self._layers())
+
+    def routing_arguments(
+        self, language_pairs: Sequence[str], adapter_names: Sequence[str] | None = None
+    ) -> dict[str, list[str | None]]:
+        """What a call is to be given so that every sample takes its pair; checks that the model serves the pairs.
+
+        Args:
+            language_pairs: One for every sample.
+            adapter_names: For every sample the adapter that the call will name; the active ones by default.
+
+        Returns:
+            `{"language_pairs": [...]}`, or nothing where samples need not be told apart: adapters are switched off or
+            merged, or have no pairs, or serve one pair only.
+
+        Raises:
+            LanguagePairError: An adapter that a sample would take does not hold its pair, or was merged for another.
+        """
+        if self._disabled:
+            return {}
+        merged = dict.fromkeys(name for layer in self._layers() for name in layer.merged_adapters)
+        return self.routing.arguments(language_pairs, adapter_names, self.active_adapters, list(merged))
+
     def set_language_pair(self, language_pair: str | None) -> None:
         """Choose the pair that all samples take when a call names none; None takes the choice back.
 
@@ -210,13 +236,16 @@ class LanderModel(BaseTuner):
             batch = batch_size(args, kwargs)
             route = self.routing.make_route(self.active_adapters, language_pairs, adapter_names, batch)
         self.routing.route = route
-        restore = bind_route_to_checkpoints(self.model, self.routing, route)
+        restore = [bind_route_to_checkpoints(self.model, self.routing, route)]
+        if adapter_names is not None and not self._disabled:
+            restore.append(route_saved_modules(self.model, adapter_names))
         drop = self.model.register_forward_pre_hook(drop_language_pairs, with_kwargs=True)
         try:
             yield
         finally:
             drop.remove()
-            restore()
+            for undo in restore:
+                undo()
             self.routing.route = previous
 
     # Merging

@@ -219,14 +219,39 @@ class Routing:
             raise LanguagePairError("language_pair", pair, f"adapter {adapter!r} {held}.")
         return pair
 
+    def arguments(
+        self,
+        language_pairs: Sequence[str],
+        adapter_names: Sequence[str] | None,
+        active_adapters: Sequence[str],
+        merged_adapters: Sequence[str],
+    ) -> dict[str, list[str | None]]:
+        """What [`LanderModel.routing_arguments`] returns, and raises."""
+        if adapter_names is not None:
+            routed = [bool(self.pairs.get(name)) for name in adapter_names]
+            pairs = [pair if has_pairs else None for pair, has_pairs in zip(language_pairs, routed, strict=True)]
+            return {"language_pairs": pairs} if any(routed) else {}
+        serving = [name for name in merged_adapters or active_adapters if self.pairs.get(name)]
+        if not merged_adapters and list(active_adapters) == serving[:1]:
+            held = [self.check_pair(serving[0], pair) for pair in language_pairs]
+            return {"language_pairs": [*held]} if len(self.pairs[serving[0]]) > 1 else {}
+        served = [self.pair_of(name) for name in serving]
+        for pair in language_pairs if served else ():
+            if pair not in served:
+                state = "the model is merged for" if merged_adapters else "the active adapters together serve"
+                raise LanguagePairError("language_pair", pair, f"{state} {', '.join(map(str, served))}.")
+        return {}
+
     def make_route(
         self,
         active_adapters: Sequence[str],
-        language_pairs: Sequence[str] | None,
+        language_pairs: Sequence[str | None] | None,
         adapter_names: Sequence[str] | None,
         batch: int | None,
     ) -> Route:
         """Build the route of a call from its `language_pairs` and `adapter_names`, one of each per sample.
+
+        A pair that is None is the one that the sample's adapter takes when the call names none.
 
         Raises:
             LanguagePairError: Lengths do not fit, or a pair or adapter is unknown.
@@ -254,8 +279,7 @@ class Routing:
         for index, name in enumerate(adapter_names):
             if name == "__base__":
                 destinations.append(None)
-            elif language_pairs is None:
-                destinations.append((name, self.pair_of(name)))
             else:
-                destinations.append((name, self.check_pair(name, language_pairs[index])))
+                pair = None if language_pairs is None else language_pairs[index]
+                destinations.append((name, self.pair_of(name) if pair is None else self.check_pair(name, pair)))
         return Route(tuple(destinations))

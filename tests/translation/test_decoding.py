@@ -13,7 +13,7 @@ from tokenizers import decoders
 from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
-from peft_landermt import NeuronMap, translate
+from peft_landermt import LanderConfig, NeuronMap, translate
 from peft_landermt.errors import CorpusError, LanguagePairError
 from peft_landermt.translation.decoding import translate_counted
 
@@ -332,9 +332,8 @@ def test_routes_by_the_pair(base: PreTrainedModel, neuron_map: NeuronMap, tokeni
     for pair in PAIRS:
         model.set_language_pair(pair)
         model.merge_adapter()
-        # a merged model is routed no more
         assert translate(model, tokenizer, MIXED_LENGTHS, pair, max_new_tokens=8) == together[pair]
-        assert translate(model, tokenizer, MIXED_LENGTHS, "en-it", 4, 8, template) == routed[pair]
+        assert translate(model, tokenizer, MIXED_LENGTHS, pair, 4, 8, template) == routed[pair]
         model.unmerge_adapter()
 
 
@@ -382,3 +381,66 @@ def test_progress(tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixt
     assert "Translating" not in capsys.readouterr().err
     translate(model, tokenizer, ["tea", ""], "en-de", max_new_tokens=2, progress=True)
     assert "Translating en-de: 100%" in capsys.readouterr().err
+
+
+# Models that serve other pairs than the one that is asked for
+
+
+@pytest.fixture
+def pairs_adapter(base: PreTrainedModel, neuron_map: NeuronMap) -> Any:
+    """An adapter of all pairs whose translations differ by pair."""
+    return adapt(base, neuron_map, PAIRS)
+
+
+def test_a_merged_model_translates_its_pair_only(pairs_adapter: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    model, text = pairs_adapter, ["We drink tea."]
+    expected = translate(model, tokenizer, text, "en-fr", max_new_tokens=8)
+    model.set_language_pair("en-fr")
+    model.merge_adapter()
+    assert translate(model, tokenizer, text, "en-fr", max_new_tokens=8) == expected
+    for pair in ("en-de", "nl-pl"):
+        with pytest.raises(LanguagePairError, match=rf"language_pair='{pair}'.*merged for en-fr"):
+            translate(model, tokenizer, text, pair, max_new_tokens=8)
+
+
+def test_named_adapters_route_whatever_is_active(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = adapt(base, adapter_name="plain", layers_to_transform=[0])
+    model.add_adapter("pairs", make_config(neuron_map, PAIRS))
+    model.set_adapter("pairs")
+    randomize_adapter(model, seed=7)
+    text, options = SENTENCES["en"][:3], {"max_new_tokens": 8}
+    expected = [
+        translate(model, tokenizer, [sentence], pair, **options)[0] for sentence, pair in zip(text, PAIRS, strict=True)
+    ]
+    model.set_adapter("plain")
+    plain = translate(model, tokenizer, text[:1], "en-de", **options)
+    assert translate(model, tokenizer, text, PAIRS, adapter_names=["pairs"] * 3, **options) == expected
+    mixed = translate(
+        model, tokenizer, [text[0], *text], ["en-de", *PAIRS], adapter_names=["plain"] + ["pairs"] * 3, **options
+    )
+    assert mixed == plain + expected
+    with pytest.raises(LanguagePairError, match="'nl-pl'"):
+        translate(model, tokenizer, text[:1], "nl-pl", adapter_names=["pairs"], **options)
+
+
+def test_several_active_adapters_serve_their_pairs(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = adapt(base, neuron_map, ["en-de"], adapter_name="first")
+    model.add_adapter("second", make_config(neuron_map, ["en-fr"]))
+    model.base_model.set_adapter(["first", "second"])
+    for pair in ("en-de", "en-fr"):
+        translate(model, tokenizer, ["tea"], pair, max_new_tokens=2)
+    with pytest.raises(LanguagePairError, match=r"'de-en'.*together serve en-de, en-fr"):
+        translate(model, tokenizer, ["tea"], "de-en", max_new_tokens=2)
+
+
+def test_one_pair_needs_no_task_type(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = get_peft_model(base, LanderConfig(neuron_map=neuron_map, language_pairs=["en-de"]))
+    assert len(translate(model, tokenizer, ["tea"], "en-de", max_new_tokens=2)) == 1
+    with pytest.raises(LanguagePairError, match="'en-fr'"):
+        translate(model, tokenizer, ["tea"], "en-fr", max_new_tokens=2)
