@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .errors import LanguagePairError
 from .language_pair import FLORES_CODES, LanguagePair, format_prompt, two_letter_code
+from .padding import IGNORED
 
 INSTRUCTION = "translate {source_language} to {target_language}: {source}"
 """T5's own; for tokenizers that know no languages."""
@@ -23,6 +26,16 @@ INSTRUCTION = "translate {source_language} to {target_language}: {source}"
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether the transformers model, or the one inside a PEFT model, has an encoder and a decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def decoder_inputs(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Decoder inputs for labels, by the model's own rule where it has one (mBART turns the language code around)."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return prepare(labels=labels)
+    config: Any = model.config
+    known = labels.masked_fill(labels == IGNORED, config.pad_token_id)
+    return F.pad(known[:, :-1], (1, 0), value=config.decoder_start_token_id)
 
 
 def encode_source(

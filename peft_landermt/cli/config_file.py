@@ -40,6 +40,9 @@ def _options(path: str) -> Iterator[str]:
     for name, value in values.items():
         if value is None or value is False:
             continue
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            key = next(key for key in value if not isinstance(key, str))
+            raise ConfigError(name, key, "YAML reads no as false, and digits as numbers; quote the key, such as 'no'.")
         yield f"--{name.replace('_', '-')}"
         if value is not True:
             yield from _words(value)

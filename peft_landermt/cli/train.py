@@ -9,7 +9,7 @@ from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..errors import ConfigError
+from ..errors import ConfigError, CorpusError
 from ..seq2seq import is_encoder_decoder
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
 from ..tuner import LanderConfig
@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, ...")
-    parser.add_argument("--dry-run", action="store_true", help="read and check everything, and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="read and check corpora and options; load no model")
     group = parser.add_argument_group("adapter")
     group.add_argument("--car", choices=CHOICES["car"], default="off")
     group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    for name in ("epochs", "lr", "batch_size", "accumulation", "save_steps"):
+    for name in ("epochs", "lr", "batch_size", "accumulation", "save_steps", "max_length"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), "must be positive.")
     rows = []
@@ -79,6 +79,10 @@ def run(options: argparse.Namespace) -> None:
     set_seed(options.seed)
     base, tokenizer = load_model(options)
     config.task_type = task_type(base)
+    collator = TranslationCollator(
+        tokenizer, seed=options.seed, max_length=options.max_length, encoder_decoder=is_encoder_decoder(base)
+    )
+    rows = _fitting(rows, collator, options)
     model = get_peft_model(base, config)
     if is_main(options):
         model.print_trainable_parameters()
@@ -100,12 +104,7 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             use_cpu=base.device.type == "cpu",
         ),
-        data_collator=TranslationCollator(
-            tokenizer,
-            seed=options.seed,
-            max_length=options.max_length,
-            encoder_decoder=is_encoder_decoder(base),
-        ),
+        data_collator=collator,
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -119,3 +118,13 @@ def run(options: argparse.Namespace) -> None:
         model.save_pretrained(options.output)
         trainer.save_state()
         print(f"written: {options.output}")
+
+
+def _fitting(rows: list[dict[str, str]], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
+    """The rows that leave room for a translation within `--max-length`."""
+    fitting = [row for row in rows if collator.fits(row)]
+    if not fitting:
+        raise CorpusError("--max-length", options.max_length, "leaves no row with room for a translation; raise it.")
+    if len(fitting) < len(rows) and is_main(options):
+        print(f"{len(rows) - len(fitting)} rows skipped: no room for a translation in {options.max_length} tokens")
+    return fitting

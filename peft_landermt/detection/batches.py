@@ -19,7 +19,7 @@ from ..errors import CorpusError
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
 from ..linear import device_and_dtype
 from ..padding import IGNORED, pad_rows, padding_id
-from ..seq2seq import encode_source, encode_target, is_encoder_decoder
+from ..seq2seq import decoder_inputs, encode_source, encode_target, is_encoder_decoder
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ class Batcher:
             ids, mask = self._padded([encoded[index] for index in chosen])
             target, target_mask = self._padded([expected[index] for index in chosen])
             labels = target.masked_fill(target_mask == 0, IGNORED)
-            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": _shifted(self.model, labels)}
+            inputs = {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "decoder_input_ids": decoder_inputs(self.model, labels),
+            }
             masks = {"encoder": mask, "decoder": target_mask}
             batches.append(Batch(inputs, masks, labels, {"encoder": pair.source, "decoder": pair.target}))
         return batches
@@ -127,13 +131,3 @@ def rotated_pairs(languages: Sequence[str], num_sentences: int) -> list[tuple[La
         for index, source in enumerate(languages)
         for step in range(min(count - 1, num_sentences))
     ]
-
-
-def _shifted(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """Decoder inputs for labels, by the model's own rule where it has one (mBART turns the language code around)."""
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if prepare is not None:
-        return prepare(labels=labels)
-    config: Any = model.config
-    known = labels.masked_fill(labels == IGNORED, config.pad_token_id)
-    return F.pad(known[:, :-1], (1, 0), value=config.decoder_start_token_id)

@@ -49,6 +49,8 @@ class TranslationCollator:
             raise CorpusError("tokenizer", type(self.tokenizer).__name__, "set its eos_token; training needs an end.")
         if isinstance(self.templates, str) or (self.templates is not None and not self.templates):
             raise CorpusError("templates", self.templates, "give a list of at least one template.")
+        if not isinstance(self.max_length, int) or self.max_length < 2:
+            raise CorpusError("max_length", self.max_length, "must be an integer, 2 or more.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self.encode(row) for row in rows]
@@ -75,17 +77,31 @@ class TranslationCollator:
                 "row", dict(row), f"lacks {', '.join(missing)}; rows hold source, target, language_pair."
             )
         pair = parse_pair(row["language_pair"])
-        drawn = zlib.crc32(f"{pair}\n{row['source']}\n{row['target']}".encode())
         if self.encoder_decoder:
-            template = choose_template(drawn, self.seed, self.templates) if self.templates is not None else None
+            template = self._template(row, self.templates) if self.templates is not None else None
             source = encode_source(self.tokenizer, row["source"], pair, self.max_length, template)
             return source, encode_target(self.tokenizer, row["target"], pair, self.max_length)
-        template = choose_template(drawn, self.seed, TEMPLATES if self.templates is None else self.templates)
-        prompt = self.tokenizer(build_prompt(row["source"], str(pair), template))["input_ids"]
+        prompt = self._prompt(row)
         target = self.tokenizer(" " + row["target"], add_special_tokens=False)["input_ids"]
         room = self.max_length - len(prompt)
         if room < 2:
             raise CorpusError(
-                "max_length", self.max_length, f"a prompt alone has {len(prompt)} tokens; clean the corpus."
+                "max_length",
+                self.max_length,
+                f"the prompt of {row['source'][:40]!r} alone has {len(prompt)} tokens; raise max_length, or leave out "
+                "the rows that do not fit().",
             )
         return prompt, [*target[: room - 1], self.tokenizer.eos_token_id]
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
+        return self.encoder_decoder or len(self._prompt(row)) <= self.max_length - 2
+
+    def _prompt(self, row: Mapping[str, Any]) -> list[int]:
+        template = self._template(row, TEMPLATES if self.templates is None else self.templates)
+        pair = str(parse_pair(row["language_pair"]))
+        return self.tokenizer(build_prompt(row["source"], pair, template))["input_ids"]
+
+    def _template(self, row: Mapping[str, Any], templates: Sequence[str]) -> str:
+        drawn = zlib.crc32(f"{parse_pair(row['language_pair'])}\n{row['source']}\n{row['target']}".encode())
+        return choose_template(drawn, self.seed, templates)

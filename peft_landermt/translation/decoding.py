@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..errors import CorpusError
+from ..errors import ConfigError, CorpusError
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
 from ..padding import pad_rows, padding_id
 from ..progress import progress_bar
@@ -100,6 +100,7 @@ def translate(
     Raises:
         LanguagePairError: The pair is malformed, or not in the adapter.
         CorpusError: `sentences` is a string instead of a list, or lists of pairs or adapters have not one for each.
+        ConfigError: A generation option is out of range, or asks for something else than one text a sentence.
     """
     return translate_counted(
         model,
@@ -133,6 +134,7 @@ def translate_counted(
         raise CorpusError("sentences", sentences, f"expected a list of sentences: [{sentences!r}].")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CorpusError("batch_size", batch_size, "must be a positive integer.")
+    _check_generation(generation_options)
     pairs = _pairs_of(language_pair, len(sentences))
     if adapter_names is not None and len(adapter_names) != len(sentences):
         raise CorpusError("adapter_names", len(adapter_names), f"need one for each of the {len(sentences)} sentences.")
@@ -158,6 +160,15 @@ def translate_counted(
             num_runaway += runaway
             bar.update(len(chosen))
     return Translations(texts, num_runaway)
+
+
+def _check_generation(options: dict[str, Any]) -> None:
+    beams = options.get("num_beams", 1)
+    if not isinstance(beams, int) or beams < 1:
+        raise ConfigError("num_beams", beams, "must be a positive integer.")
+    for name, allowed in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+        if options.get(name, allowed) is not allowed:
+            raise ConfigError(name, options[name], "each sentence gets one line of text; for more, call generate.")
 
 
 def _pairs_of(language_pair: str | Sequence[str], count: int) -> list[LanguagePair]:

@@ -36,11 +36,15 @@ class PairLosses:
             entry = torch.stack([loss, (targets != IGNORED).sum().to(loss.dtype)])
             self._sums[pair] = self._sums[pair] + entry if pair in self._sums else entry
 
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._sums.clear()
+
     def take(self) -> dict[str, float]:
         """Mean token loss of every pair since the last call, over all processes; all of them must call it."""
         total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for pair, loss, count in gather_object([(pair, *sums.tolist()) for pair, sums in self._sums.items()]):
             total[pair][0] += loss
             total[pair][1] += count
-        self._sums.clear()
+        self.clear()
         return {pair: loss / count for pair, (loss, count) in sorted(total.items()) if count}

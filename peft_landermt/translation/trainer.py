@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType
+from accelerate.data_loader import IterableDatasetShard
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
 from ..padding import IGNORED
-from ..seq2seq import is_encoder_decoder
+from ..seq2seq import decoder_inputs, is_encoder_decoder
 from .collator import TranslationCollator
 from .losses import PairLosses
 from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full, training_metrics
@@ -40,13 +42,14 @@ class LanderTrainer(Trainer):
         processing_class: Tokenizer of the model.
         row_lr_ratio: Learning rate of whole delta rows relative to that of low-rank factors, where an adapter has
             both. A step of Adam moves a row much further than a step on two factors moves their product.
-        predict_with_generate: Whether `evaluate` also translates the evaluation rows and adds BLEU and chrF++ for
+        predict_with_generate: Whether `evaluate` and `predict` also translate the rows and add BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.
         trainer_options: All other arguments of `transformers.Trainer`.
 
     Raises:
-        CorpusError: The first training row lacks a field, or names a pair that the adapter does not hold.
+        CorpusError: There are no training rows, or the first lacks a field, or names a pair that the adapter does not
+            hold.
         ConfigError: `row_lr_ratio` is not positive.
     """
 
@@ -63,18 +66,15 @@ class LanderTrainer(Trainer):
         generation_options: dict[str, Any] | None = None,
         **trainer_options: Any,
     ) -> None:
-        if data_collator is None:
-            if processing_class is None:
-                raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
-            seed = args.seed if args is not None else 0
-            encoder_decoder = model is not None and is_encoder_decoder(model)
-            data_collator = TranslationCollator(processing_class, seed=seed, encoder_decoder=encoder_decoder)
+        if data_collator is None and processing_class is None:
+            raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
         if not row_lr_ratio > 0:
             raise ConfigError("row_lr_ratio", row_lr_ratio, "must be positive; 1 trains rows and factors alike.")
         self.row_lr_ratio = row_lr_ratio
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
         self.pair_losses = {"train": PairLosses(), "eval": PairLosses()}
+        self._all_logits = False
         super().__init__(
             model=model,
             args=args,
@@ -87,11 +87,20 @@ class LanderTrainer(Trainer):
         if self.accelerator.dataloader_config.dispatch_batches is None:
             # every process reads a stream and takes its share; one that hands out batches cannot send their pairs
             self.accelerator.dataloader_config.dispatch_batches = False
-        first_row = hasattr(train_dataset, "__getitem__") and hasattr(train_dataset, "__len__")  # not streamed
-        if isinstance(data_collator, TranslationCollator) and first_row:
-            self._check_row(data_collator, train_dataset[0])
+        if data_collator is None:  # the model is known only now: `model_init` may have made it
+            self.data_collator = TranslationCollator(
+                processing_class, seed=self.args.seed, encoder_decoder=is_encoder_decoder(self.model)
+            )
+        if isinstance(self.data_collator, TranslationCollator) and train_dataset is not None:
+            self._check_first(self.data_collator, train_dataset)
 
-    def _check_row(self, collator: TranslationCollator, row: Any) -> None:
+    def _check_first(self, collator: TranslationCollator, rows: Any) -> None:
+        streamed = isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")
+        if streamed or not hasattr(rows, "__len__"):
+            return
+        if not len(rows):
+            raise CorpusError("train_dataset", rows, "is empty; give at least one row.")
+        row = rows[0]
         collator.encode(row)
         pairs = routed_pairs(self.model)
         if pairs and row["language_pair"] not in pairs:
@@ -132,7 +141,10 @@ class LanderTrainer(Trainer):
         pairs = inputs.pop("language_pairs", None)
         if pairs is not None and routed_pairs(plain):
             inputs["language_pairs"] = pairs
-        if "labels" in inputs and accepts_logits_to_keep(plain):
+        if self.label_smoother is not None and is_encoder_decoder(plain) and "labels" in inputs:
+            # the labels are kept from the model then, which would make these of them
+            inputs.setdefault("decoder_input_ids", decoder_inputs(plain, inputs["labels"]))
+        if "labels" in inputs and accepts_logits_to_keep(plain) and not self._all_logits:
             inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
         labels = inputs.get("labels")
@@ -143,6 +155,25 @@ class LanderTrainer(Trainer):
                 pairs, logits, labels, shifted=is_encoder_decoder(plain)
             )
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """The step of `transformers.Trainer`; logits that it returns belong to the labels, position by position."""
+        self._all_logits = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._all_logits = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`."""
+        self.pair_losses["train"].clear()  # what was left of an earlier training
+        return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what `transformers.Trainer` does and, while training, the loss of every pair, changes and gates."""
@@ -155,21 +186,17 @@ class LanderTrainer(Trainer):
         with saved_in_full(self.accelerator.unwrap_model(self.model)):
             super()._save_checkpoint(*args, **kwargs)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Loss of all rows and of every pair and, with `predict_with_generate`, BLEU and chrF++."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if isinstance(rows, dict):
-            return metrics  # for several data sets, transformers calls this once for each
-        by_pair = self.pair_losses["eval"].take()
-        found = {f"{metric_key_prefix}_loss_{pair}": loss for pair, loss in by_pair.items()}
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations score."""
+        losses = self.pair_losses["eval"]
+        losses.clear()  # what an interrupted evaluation left
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_loss_{pair}": loss for pair, loss in losses.take().items()})
         if self.predict_with_generate:
-            found |= self._score(self.eval_dataset[rows] if isinstance(rows, str) else rows, metric_key_prefix)
-        if found:
-            self.log(found)
-        return {**metrics, **found}
+            rows = dataloader.dataset
+            rows = rows.dataset if isinstance(rows, IterableDatasetShard) else rows  # all, not one process's
+            output.metrics.update(self._score(rows, metric_key_prefix))
+        return output
 
     def _score(self, rows: Any, prefix: str) -> dict[str, float]:
         by_pair: dict[str, list[Any]] = defaultdict(list)

@@ -172,6 +172,19 @@ def test_train_is_reproducible_and_resumes(shop: Workshop, tmp_path: Path) -> No
     assert not same_state(load_file(tmp_path / "other" / WEIGHTS), expected)
 
 
+def test_rows_without_room_for_a_translation_are_skipped(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "en-de.tsv"
+    corpus.write_text("a" * 600 + "\t" + "b" * 600 + "\ntea\tTee\n", encoding="utf-8")
+    start = ["train", *shop.model, "--data", f"en-de={corpus}", "--neuron-map", str(shop.map), "--max-length", "200"]
+    assert main([*start, "--output", str(tmp_path / "out")]) == 0
+    assert "1 rows skipped: no room for a translation in 200 tokens" in capsys.readouterr().out
+    corpus.write_text("a" * 600 + "\t" + "b" * 600 + "\n", encoding="utf-8")
+    fails(capsys, [*start, "--output", str(tmp_path / "none")], "--max-length=200: leaves no row with room")
+    assert not (tmp_path / "none").exists()
+
+
 def test_train_without_a_map(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", *shop.model, "--data", shop.data[1], "--output", str(tmp_path / "out")]
     assert main(command) == 0
@@ -375,7 +388,7 @@ def zero_batch(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
 
 
 def short_max_length(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
-    return [*shop.train(), "--max-length", "10", "--output", str(tmp_path / "x")], "max_length=10"
+    return [*shop.train(), "--max-length", "10", "--output", str(tmp_path / "x")], "--max-length=10"
 
 
 def negative_rank(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
@@ -507,6 +520,7 @@ def test_lists_and_nested_options_from_a_file(shop: Workshop, tmp_path: Path) ->
         (None, "cannot be read (No such file or directory)"),
         ("a: [", "is no YAML"),
         ("- a", "expected one option a line"),
+        ("sentences: {en: calib.en, no: calib.no}", "sentences=False: YAML reads no as false"),
         ("lerning-rate: 1", "unrecognized arguments: --lerning-rate"),
         ("epochs: many", "argument --epochs: invalid float value: 'many'"),
     ],

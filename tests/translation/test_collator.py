@@ -130,8 +130,25 @@ def test_a_translation_that_just_fits_is_whole(tokenizer: PreTrainedTokenizerFas
 def test_prompt_too_long(tokenizer: PreTrainedTokenizerFast, room: int) -> None:
     prompt, _ = TranslationCollator(tokenizer, ONE).encode(ROWS[0])
     collator = TranslationCollator(tokenizer, ONE, max_length=len(prompt) + room)
-    with pytest.raises(CorpusError, match=f"max_length={len(prompt) + room}: a prompt alone has {len(prompt)} tokens"):
+    message = f"max_length={len(prompt) + room}: the prompt of .* alone has {len(prompt)} tokens; raise max_length"
+    with pytest.raises(CorpusError, match=message):
         collator(ROWS)
+    assert not collator.fits(ROWS[0])
+
+
+def test_rows_that_fit(tokenizer: PreTrainedTokenizerFast) -> None:
+    """One token of the translation, and its end."""
+    prompt, _ = TranslationCollator(tokenizer, ONE).encode(ROWS[0])
+    collator = TranslationCollator(tokenizer, ONE, max_length=len(prompt) + 2)
+    assert collator.fits(ROWS[0])
+    assert len(collator.encode(ROWS[0])[1]) == 2
+    assert TranslationCollator(tokenizer, ONE, max_length=2, encoder_decoder=True).fits(ROWS[0]), "sources are cut"
+
+
+@pytest.mark.parametrize("max_length", [-5, 0, 1, 2.5, None])
+def test_max_length(tokenizer: PreTrainedTokenizerFast, max_length: Any) -> None:
+    with pytest.raises(CorpusError, match=f"max_length={max_length}.*2 or more"):
+        TranslationCollator(tokenizer, max_length=max_length)
 
 
 @pytest.mark.parametrize("name", ["source", "target", "language_pair"])

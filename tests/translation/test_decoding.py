@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
 
 from peft_landermt import LanderConfig, NeuronMap, translate
-from peft_landermt.errors import CorpusError, LanguagePairError
+from peft_landermt.errors import ConfigError, CorpusError, LanguagePairError
 from peft_landermt.translation.decoding import translate_counted
 
 from ..conftest import PAIRS, SENTENCES, build_model, randomize_adapter
@@ -362,6 +362,15 @@ def test_sentences_as_a_string(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_batch_size(tokenizer: PreTrainedTokenizerFast, batch_size: Any) -> None:
     with pytest.raises(CorpusError, match="batch_size"):
         translate(build_model("llama"), tokenizer, ["tea"], "en-de", batch_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_beams", 0), ("num_beams", 1.5), ("num_return_sequences", 2), ("return_dict_in_generate", True)],
+)
+def test_generation_options_that_give_no_lines(tokenizer: PreTrainedTokenizerFast, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        translate(build_model("llama"), tokenizer, ["tea"], "en-de", **{"num_beams": 2, name: value})
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

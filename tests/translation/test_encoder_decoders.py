@@ -144,3 +144,45 @@ def test_collator_with_templates() -> None:
     assert target == tokenizer(text_target="Tee")["input_ids"]
     with pytest.raises(CorpusError, match=r"templates=\[\]"):
         TranslationCollator(tokenizer, templates=[])
+
+
+@pytest.mark.parametrize("kind", ["t5", "nllb"])
+def test_a_model_made_by_the_trainer(kind: str, tmp_path: Path) -> None:
+    """The encoder reads the source alone, and labels are the translation."""
+    _, tokenizer = build(kind)
+    trainer = LanderTrainer(
+        model_init=lambda: build(kind)[0],
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+    )
+    expected = TranslationCollator(tokenizer, seed=42, encoder_decoder=True)(ROWS)
+    found = trainer.data_collator(ROWS)
+    assert torch.equal(found["input_ids"], expected["input_ids"]) and torch.equal(found["labels"], expected["labels"])
+
+
+@pytest.mark.parametrize("kind", ["t5", "nllb"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_label_smoothing(kind: str, adapted: bool, tmp_path: Path) -> None:
+    """The smoothed loss of transformers, with the decoder inputs that the model makes of labels."""
+    model, tokenizer = build(kind)
+    if adapted:
+        model = get_peft_model(model, LanderConfig(task_type="SEQ_2_SEQ_LM"))
+    trainer = LanderTrainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], label_smoothing_factor=0.1, max_steps=2),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+    )
+    batch = trainer.data_collator(ROWS)
+    inputs = {name: value for name, value in batch.items() if name != "language_pairs"}
+    model.eval()
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        found = trainer.compute_loss(model, batch)
+    log_probabilities = logits.log_softmax(-1)[batch["labels"] != -100]
+    targets = batch["labels"][batch["labels"] != -100]
+    likely = -log_probabilities.gather(1, targets[:, None]).mean()
+    torch.testing.assert_close(found, 0.9 * likely - 0.1 * log_probabilities.mean())
+    trainer.train()
+    assert trainer.state.global_step == 2

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, evaluate_translation
 from peft_landermt.errors import ConfigError, CorpusError, LanderError
@@ -32,6 +32,9 @@ ROWS = [
         ("Where is he?", "Où est-il ?", "en-fr"),
     )
 ]
+
+
+OWN = ("compute_metrics", "callbacks")
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def trainer_of(model: Any, tokenizer: Any, folder: Path, rows: Any = ROWS, **options: Any) -> LanderTrainer:
     own = {
         name: options.pop(name)
-        for name in ("eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio")
+        for name in ("eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio", *OWN)
         if name in options
     }
     return LanderTrainer(
@@ -482,3 +485,90 @@ def test_evaluation_in_training_picks_the_best_checkpoint(
     assert set(scored) == {2, 4}
     assert trainer.state.best_metric == max(scored.values())
     assert trainer.evaluate()["eval_chrf"] == pytest.approx(max(scored.values()))
+
+
+def test_predicting_other_rows_leaves_the_next_evaluation_alone(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, eval_dataset=ROWS[:3])
+    before = trainer.evaluate()
+    predicted = trainer.predict(ROWS[3:]).metrics
+    assert predicted["test_loss_en-de"] != before["eval_loss_en-de"]
+    after = trainer.evaluate()
+    assert {name: after[name] for name in after if "loss" in name} == {
+        name: before[name] for name in before if "loss" in name
+    }
+
+
+def test_metrics_see_logits_and_labels_of_the_same_positions(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Batches of one row, so that nothing is padded: the mean loss computed from what metrics see is `eval_loss`."""
+    seen: list[float] = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        logits, labels = torch.tensor(prediction.predictions), torch.tensor(prediction.label_ids)
+        assert logits.shape[:2] == labels.shape
+        seen.append(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item())
+        return {}
+
+    rows = ROWS[:1]
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, eval_dataset=rows, compute_metrics=compute_metrics)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(seen[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["eval_loss_en-de", "eval_bleu"])
+def test_training_stops_early_by_metrics_of_pairs(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, metric: str
+) -> None:
+    trainer = trainer_of(
+        build_model("llama"),
+        tokenizer,
+        tmp_path,
+        eval_dataset=ROWS[:1],
+        predict_with_generate=metric == "eval_bleu",
+        generation_options={"max_new_tokens": 2},
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=1)],
+        metric_for_best_model=metric,
+        greater_is_better=metric == "eval_bleu",
+        learning_rate=0.0,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2  # nothing gets better
+
+
+def test_a_second_training_begins_with_no_losses(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    german, french = ([row for row in ROWS if row["language_pair"] == pair] for pair in ("en-de", "en-fr"))
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, german, max_steps=1, logging_steps=5)
+    trainer.train()
+    trainer.train_dataset = french
+    trainer.args.logging_steps = trainer.state.logging_steps = 1
+    trainer.train()
+    logged = [name for entry in trainer.state.log_history for name in entry if name.startswith("loss_")]
+    assert set(logged) == {"loss_en-fr"}
+
+
+def test_no_rows(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"train_dataset=\[\]: is empty"):
+        trainer_of(build_model("llama"), tokenizer, tmp_path, rows=[])
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows one after the other, and how many there are."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __iter__(self) -> Any:
+        return iter(ROWS)
+
+
+def test_a_stream_that_knows_its_length(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, rows=Stream(), max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
