@@ -50,7 +50,7 @@ class LanderTrainer(Trainer):
     Raises:
         CorpusError: There are no training rows, or the first lacks a field, or names a pair that the adapter does not
             hold.
-        ConfigError: `row_lr_ratio` is not positive.
+        ConfigError: `row_lr_ratio` is not positive, or one process on several GPUs is to train an adapter with pairs.
     """
 
     def __init__(
@@ -84,6 +84,10 @@ class LanderTrainer(Trainer):
             processing_class=processing_class,
             **trainer_options,
         )
+        if self.args.n_gpu > 1 and routed_pairs(self.model):  # torch's DataParallel does not split lists
+            raise ConfigError(
+                "args", f"{self.args.n_gpu} GPUs", "start one process for each: accelerate launch, or torchrun."
+            )
         if self.accelerator.dataloader_config.dispatch_batches is None:
             # every process reads a stream and takes its share; one that hands out batches cannot send their pairs
             self.accelerator.dataloader_config.dispatch_batches = False
@@ -144,7 +148,8 @@ class LanderTrainer(Trainer):
         if self.label_smoother is not None and is_encoder_decoder(plain) and "labels" in inputs:
             # the labels are kept from the model then, which would make these of them
             inputs.setdefault("decoder_input_ids", decoder_inputs(plain, inputs["labels"]))
-        if "labels" in inputs and accepts_logits_to_keep(plain) and not self._all_logits:
+        one_device = self.args.n_gpu <= 1  # DataParallel would split the positions as it does the rows
+        if "labels" in inputs and one_device and accepts_logits_to_keep(plain) and not self._all_logits:
             inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
         labels = inputs.get("labels")

@@ -572,3 +572,14 @@ def test_a_stream_that_knows_its_length(tokenizer: PreTrainedTokenizerFast, tmp_
     trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, rows=Stream(), max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_one_process_on_several_gpus(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """DataParallel would hand every copy of the model the pairs of all rows."""
+    args = arguments(tmp_path)
+    args.__dict__["_n_gpu"] = 2
+    assert args.n_gpu == 2
+    with pytest.raises(ConfigError, match=r"args='2 GPUs': start one process for each"):
+        LanderTrainer(model=adapt(base, neuron_map), args=args, train_dataset=ROWS, processing_class=tokenizer)
