@@ -18,8 +18,8 @@ def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None
     `find_ffns`.
 
     Returns:
-        None where weights cannot be read as floating-point numbers (quantized, split, offloaded), or there are no
-        FFNs.
+        None where weights cannot be read as floating-point numbers (quantized, split, offloaded), where they are
+        float16, which rounds a bfloat16 checkpoint's weights to others, or there are no FFNs.
 
     Raises:
         ArchitectureError: If shapes leave a doubt which modules are FFNs.
@@ -32,6 +32,8 @@ def fingerprint(model: nn.Module, layout: FFNLayout | None = None) -> str | None
             if not has_dense_weight(layer):
                 return None
             rows = weight_rows(layer).detach()
+            if rows.dtype == torch.float16:
+                return None
             columns = rows[0].numel()
             sample = rows[:: max(1, rows.shape[0] // 8), :: max(1, columns // 8)].to(torch.bfloat16).contiguous()
             digest.update(f"{key}{tuple(rows.shape)}".encode())

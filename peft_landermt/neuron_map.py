@@ -192,7 +192,7 @@ class NeuronMap:
                         str(path),
                         f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again.",
                     )
-                return cls(
+                found = cls(
                     languages=tuple(header["languages"]),
                     pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
                     layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
@@ -200,12 +200,32 @@ class NeuronMap:
                     width=header["width"],
                     fingerprint=header["fingerprint"],
                     signature=header["signature"],
-                    options=header["options"],
+                    options=dict(header["options"]),
                 )
-        except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+                found._check_contents()
+                return found
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
+            if isinstance(error, NeuronMapError):
+                raise
             raise NeuronMapError(
                 "path", str(path), f"the file is damaged ({error!r}); detect again or copy it anew."
             ) from error
+
+    def _check_contents(self) -> None:
+        """Raise ValueError if layers, owners or statistics cannot be those of a model."""
+        for pair, layers in self.pair_layers.items():
+            parsed = parse_pair(pair)
+            if not {parsed.source, parsed.target} <= set(self.languages):
+                raise ValueError(f"{pair}: a language that the map does not have")
+            if not layers or not all(isinstance(layer, int) and 0 <= layer < self.num_layers for layer in layers):
+                raise ValueError(f"{pair}: layers {layers} of {self.num_layers}")
+        for layer in self.neurons:
+            if bool((layer.owner < -1).any()) or bool((layer.owner >= len(self.languages)).any()):
+                raise ValueError(f"{layer.name}: an owner that is no language")
+            if layer.awareness.shape != (len(self.languages), len(layer.owner)):
+                raise ValueError(f"{layer.name}: awareness of shape {tuple(layer.awareness.shape)}")
+            if not bool(torch.isfinite(layer.awareness).all()):
+                raise ValueError(f"{layer.name}: awareness is NaN or infinite")
 
     def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
         """The chosen pairs, checked; all pairs of the map for None."""

@@ -67,3 +67,4 @@ def test_fingerprint_where_weights_cannot_be_read() -> None:
     assert fingerprint(ffn(nn.Linear)) is not None
     assert fingerprint(ffn(Quantized)) is None
     assert fingerprint(build_model("llama").to("meta")) is None
+    assert fingerprint(build_model("llama").to(torch.float16)) is None, "rounds a bfloat16 checkpoint to other weights"

@@ -270,6 +270,10 @@ def _without(field: str) -> Callable[[dict[str, Any]], Any]:
     return lambda header: {key: value for key, value in header.items() if key != field}
 
 
+def _with_layers(layers: list[Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda header: {**header, "pair_layers": {"en-de": layers}}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -277,11 +281,31 @@ def _without(field: str) -> Callable[[dict[str, Any]], Any]:
         pytest.param(_without("names"), id="no names"),
         *(pytest.param(_without(field), id=f"no {field}") for field in HEADER),
         pytest.param(lambda header: [header], id="a list"),
+        *(pytest.param(_with_layers(layers), id=f"layers {layers}") for layers in ([99], [-1], ["0"], [])),
+        pytest.param(lambda header: {**header, "pair_layers": {"en-it": [0]}}, id="another language"),
+        pytest.param(lambda header: {**header, "options": None}, id="no options"),
     ],
 )  # fmt: skip
 def test_damaged_header(saved: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     _rewrite(saved, change)
     with pytest.raises(NeuronMapError, match=r"path='.*map\.safetensors': "):
+        NeuronMap.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("owner", lambda owner: owner + 7),
+        ("owner", lambda owner: owner - 7),
+        ("awareness", lambda awareness: awareness[:, :-1].contiguous()),
+        ("awareness", lambda awareness: awareness * torch.nan),
+    ],
+)
+def test_damaged_tensors(saved: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file({**tensors, f"1.{name}": change(tensors[f"1.{name}"])}, saved, metadata)
+    with pytest.raises(NeuronMapError, match="the file is damaged"):
         NeuronMap.load(saved)
 
 

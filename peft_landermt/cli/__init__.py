@@ -33,6 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
     try:
-        arguments = expand(arguments)
+        arguments = expand(arguments, _subparsers(parser))
     except ConfigError as error:
         parser.error(str(error))
     options = parser.parse_args(arguments)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any, get_args
 
 from ..detection import detect_neurons
 from ..detection.layers import ActivationStatistic
+from ..errors import ConfigError
 from .inspect import print_neuron_map
 from .options import add_model_options, is_main, load_model, parse_assignments, processes, read_lines
 
@@ -50,6 +52,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if Path(options.output).is_dir():
+        raise ConfigError("--output", options.output, "is a folder; name a file.")
     sentences = {
         language: read_lines(path) for language, path in parse_assignments(options.sentences, "--sentences").items()
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..translation import evaluate_translation, read_corpus
+from ..translation.models import routing_arguments
 from .options import (
     add_model_options,
     is_main,
@@ -42,8 +43,12 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
+    if options.output and Path(options.output).is_dir():
+        raise ConfigError("--output", options.output, "is a folder; name a file.")
     corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
     model, tokenizer = load_adapted_model(options)
+    for pair in corpora:
+        routing_arguments(model, [pair], None)  # an unknown pair is refused before the first is translated
     results = {}
     main = is_main(options)
     if main:
@@ -71,8 +76,8 @@ def run(options: argparse.Namespace) -> None:
             f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
         )
         print(f"{score.bleu_signature}\n{score.chrf_signature}")
-    if options.output and main:
-        write_json(options.output, results)
+        if options.output:
+            write_json(options.output, results)
 
 
 def write_lines(folder: Path, name: str, **texts: list[str]) -> None:

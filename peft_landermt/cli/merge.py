@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import AdapterError, ConfigError
 from .options import add_model_options, load_adapted_model, require_adapter
 
 
@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("--output", options.output, "is there already; name a folder that is not, or is empty.")
     model, tokenizer = load_adapted_model(options)
     if options.pair:
+        if not hasattr(model, "set_language_pair"):
+            raise AdapterError("--adapter", options.adapter, "is no LANDER adapter; leave out --pair.")
         model.set_language_pair(options.pair)
     merged = model.merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder)

@@ -104,12 +104,18 @@ def with_texts(score: TranslationScores, sources: list[str], references: list[st
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON that people can read."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lines(path: str) -> list[str]:
     """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
+    return read_text(path).rstrip("\n").split("\n")
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 text file, without the byte order mark that some editors write."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError("file", path, f"is not UTF-8 ({error}); convert it.") from error

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..translation import translate
-from .options import add_model_options, load_adapted_model, read_lines
+from .options import add_model_options, load_adapted_model, read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +26,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    lines = read_lines(options.input) if options.input else sys.stdin.read().rstrip("\n").split("\n")
+    text = read_text(options.input) if options.input else sys.stdin.read()
+    lines = text.removesuffix("\n").split("\n") if text else []  # empty ones too: line n is that of the input
     model, tokenizer = load_adapted_model(options)
     for line in translate(
         model, tokenizer, lines, options.pair, batch_size=options.batch_size, num_beams=options.num_beams

@@ -17,6 +17,7 @@ from ..neuron_map import NeuronMap
 from ..tuner import LanderConfig
 
 _CHECKPOINT = "checkpoint-"
+_SCORE = {"bleu", "chrf", "bleu_signature", "num_empty", "num_runaway", "hypotheses"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def find(path: Path) -> Findings:
             found.neuron_maps[str(file.relative_to(path))] = NeuronMap.load(file)
     for file in _files(path, CONFIG_NAME):
         weights = file.with_name(SAFETENSORS_WEIGHTS_NAME)
-        if json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "LANDER" and weights.exists():
+        if _read_json(file).get("peft_type") == "LANDER" and weights.exists():
             config = LanderConfig.from_pretrained(str(file.parent))
             found.adapters[_name(file.parent, path)] = AdapterFacts(config, weights.stat().st_size / 1e6)
     for file in _files(path, "*.json"):
-        scores = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(scores, dict) and scores and all(_is_score(score) for score in scores.values()):
+        scores = _read_json(file)
+        if scores and all(_is_score(score) for score in scores.values()):
             found.scores[str(file.relative_to(path))] = scores
     if not (found.neuron_maps or found.adapters or found.training or found.scores):
         raise ConfigError(
@@ -83,8 +84,17 @@ def _files(folder: Path, pattern: str) -> Iterator[Path]:
             yield file
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    """An object; empty where the file holds something else, which is not for the page then."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no UTF-8
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _name(folder: Path, root: Path) -> str:
-    return root.name if folder == root else str(folder.relative_to(root))
+    return str(folder.relative_to(root)) if root in folder.parents else root.name
 
 
 def _is_neuron_map(file: Path) -> bool:
@@ -96,7 +106,7 @@ def _is_neuron_map(file: Path) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, dict) and {"bleu", "chrf", "hypotheses"} <= value.keys()
+    return isinstance(value, dict) and value.keys() >= _SCORE
 
 
 def _run_folder(state: Path) -> Path:
@@ -107,7 +117,9 @@ def _training_logs(path: Path) -> dict[str, list[dict[str, Any]]]:
     """`log_history` of every run, from the state that is furthest."""
     furthest: dict[str, dict[str, Any]] = {}
     for file in sorted(path.rglob(TRAINER_STATE_NAME)):
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = _read_json(file)
+        if not {"global_step", "log_history"} <= state.keys():
+            continue
         run = _name(_run_folder(file), path)
         if run not in furthest or state["global_step"] > furthest[run]["global_step"]:
             furthest[run] = state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +136,21 @@ def check_weights(folder: Path) -> None:
             str(folder / WEIGHTS_NAME),
             f"may run code when read; LANDER reads {SAFETENSORS_WEIGHTS_NAME} only.",
         )
+
+
+def check_saved_modules(folder: Path, modules_to_save: Iterable[str]) -> None:
+    """Check that the weights in an adapter folder, if there are any, hold every module of `modules_to_save`.
+
+    Raises:
+        AdapterError: One is not there.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        keys = [f".{key}" for key in file.keys()]  # noqa: SIM118  it is no dictionary
+    for name in modules_to_save:
+        if not any(f".{name}." in key for key in keys):
+            raise AdapterError(
+                "modules_to_save", name, f"{path} holds no weights of it; download or save the adapter anew."
+            )

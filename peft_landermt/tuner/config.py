@@ -17,7 +17,7 @@ from ..ffn import FFNLayout
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
 from .card import write_model_card
-from .checks import check_counts, check_types, check_weights
+from .checks import check_counts, check_saved_modules, check_types, check_weights
 
 CarMode = Literal["off", "paper", "proportional", "token", "learned"]
 InactiveNeurons = Literal["keep", "drop"]
@@ -162,6 +162,8 @@ class LanderConfig(PeftConfig):
         if os.path.isdir(folder):
             check_weights(Path(folder))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if os.path.isdir(folder):
+            check_saved_modules(Path(folder), config.modules_to_save or [])
         config._weights = "awaited"
         return config
 

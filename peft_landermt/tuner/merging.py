@@ -16,7 +16,8 @@ def merged_weight(
     """Weight of one projection with an adapter merged into it, as a new tensor in the layer's own layout and type.
 
     Deltas are added and rows of the input projections scaled by their gate (eq. 7, 8); with dropped neurons, the
-    columns of the output projection that belong to them become zero (eq. 9). All in the deltas' type, rounded once.
+    columns of the output projection that belong to them become zero (eq. 9). All in the deltas' type or the weight's,
+    whichever is the more precise, and rounded once.
 
     Args:
         layer: The base projection.
@@ -43,7 +44,8 @@ def merged_weight(
         rows = weight.index_select(neuron_axis, neurons)
         if block in layout.tuned_blocks:
             delta = blocks.rows(block, projection).detach()
-            rows = rows.to(delta.dtype) + (delta.t() if is_output else delta)
+            precise = torch.promote_types(rows.dtype, delta.dtype)
+            rows = rows.to(precise) + (delta.t() if is_output else delta)
         weight.index_copy_(
             neuron_axis, neurons, (rows * gate).to(weight.dtype) if gate != 1.0 else rows.to(weight.dtype)
         )

@@ -25,14 +25,16 @@ from .routing import Keep, make_anew
 def fold(layer: nn.Module, groups: list[Group], projection: str, *, is_output: bool) -> torch.Tensor:
     """The layer's weight with all folded deltas added to it, in the weight's own type and layout.
 
-    The sum is taken in the deltas' type and rounded once.
+    The sum is taken in the deltas' type or the weight's, whichever is the more precise, and rounded once.
     """
     weight = weight_rows(layer)
     tuned = weight
     for group in groups:
         for block in group.folded_blocks():
             neurons, delta = group.blocks.neurons(block, projection), group.blocks.rows(block, projection)
-            tuned = tuned.to(delta.dtype).index_add(int(is_output), neurons, delta.t() if is_output else delta)
+            precise = torch.promote_types(tuned.dtype, delta.dtype)
+            delta = (delta.t() if is_output else delta).to(precise)
+            tuned = tuned.to(precise).index_add(int(is_output), neurons, delta)
     return tuned.to(weight.dtype)
 
 

@@ -242,7 +242,7 @@ def test_translate(
     monkeypatch: pytest.MonkeyPatch,
     source: str,
 ) -> None:
-    lines = ["We drink tea.", "", "Where is it?"]
+    lines = ["We drink tea.", "", "Where is it?", "", ""]
     (tmp_path / "text").write_text("\n".join(lines) + "\n", encoding="utf-8")
     given = ["--input", str(tmp_path / "text")] if source == "file" else []
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n" if source == "stdin" else "not this"))
@@ -250,6 +250,35 @@ def test_translate(
     expected = translate(*adapted(shop), lines, "en-de")
     assert capsys.readouterr().out == "".join(f"{line}\n" for line in expected)
     assert expected[1] == "" and expected[0]
+
+
+def test_a_byte_order_mark_is_no_text(shop: Workshop, tmp_path: Path) -> None:
+    for code in ("en", "de"):
+        text = (shop.root / f"calib.{code}").read_text(encoding="utf-8")
+        (tmp_path / code).write_text(text, encoding="utf-8-sig")
+    path = tmp_path / "map.safetensors"
+    sentences = ["--sentences", *(f"{code}={tmp_path / code}" for code in ("en", "de"))]
+    assert main([*shop.detect()[:-1], str(path), *sentences]) == 0
+    assert same_state(load_file(path), load_file(shop.map))
+
+
+def test_a_folder_in_place_of_an_output_file(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, [*shop.detect()[:-1], str(tmp_path)], f"--output={str(tmp_path)!r}: is a folder")
+    fails(capsys, ["evaluate", *shop.model, *shop.data, "--output", str(tmp_path)], "is a folder; name a file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_are_checked_before_the_first_is_translated(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = tmp_path / "en-fr.tsv"
+    unknown.write_text("tea\tthé\n", encoding="utf-8")
+    arguments = ["evaluate", *shop.model, "--adapter", str(shop.adapter), *shop.data, f"en-fr={unknown}"]
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert "language_pair='en-fr'" in shown.err and shown.out == ""
 
 
 def test_split_and_join(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -503,6 +532,14 @@ def test_options_from_a_file(shop: Workshop, tmp_path: Path, capsys: pytest.Capt
     assert same_state(load_file(tmp_path / "out" / WEIGHTS), load_file(shop.adapter / WEIGHTS)), "as without a file"
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_switches_by_the_names_of_the_library(shop: Workshop, tmp_path: Path, wanted: bool) -> None:
+    config, path = tmp_path / "detect.yaml", tmp_path / "map.safetensors"
+    config.write_text(f"normalize_awareness: {str(wanted).lower()}\n", encoding="utf-8")
+    assert main([*shop.detect()[:-1], str(path), "--config", str(config)]) == 0
+    assert NeuronMap.load(path).options["normalize_awareness"] is wanted
+
+
 def test_lists_and_nested_options_from_a_file(shop: Workshop, tmp_path: Path) -> None:
     config = tmp_path / "detect.yaml"
     layout = {"inputs": ["gate_proj", "up_proj"], "output": "down_proj"}
@@ -520,6 +557,9 @@ def test_lists_and_nested_options_from_a_file(shop: Workshop, tmp_path: Path) ->
         (None, "cannot be read (No such file or directory)"),
         ("a: [", "is no YAML"),
         ("- a", "expected one option a line"),
+        ("epochs: false", "epochs=False: --epochs is no switch; give it a value"),
+        ("lerning-rate: false", "--lerning-rate is no option of this command"),
+        ("lerning-rate: null", "--lerning-rate is no option of this command"),
         ("sentences: {en: calib.en, no: calib.no}", "sentences=False: YAML reads no as false"),
         ("lerning-rate: 1", "unrecognized arguments: --lerning-rate"),
         ("epochs: many", "argument --epochs: invalid float value: 'many'"),

@@ -141,6 +141,11 @@ def test_of_each_run_the_newest_state(tmp_path: Path) -> None:
     assert {run: log[-1]["step"] for run, log in found.items()} == {"first": 1000, "second": 20, "third": 7}
 
 
+def test_one_checkpoint(tmp_path: Path) -> None:
+    write_state(tmp_path / "run" / "checkpoint-5", 5)
+    assert list(find(tmp_path / "run" / "checkpoint-5").training) == ["checkpoint-5"]
+
+
 def test_texts_are_escaped(tmp_path: Path) -> None:
     score = {"bleu": 1.0, "chrf": 2.0, "bleu_signature": "s", "num_empty": 0, "num_runaway": 0}
     scores = {"en-de": {**score, "hypotheses": ["<script>alert(1)</script> {{ 7 * 7 }}"]}}
@@ -154,7 +159,13 @@ def test_other_files_are_no_concern(small: NeuronMap, tmp_path: Path) -> None:
     small.save(tmp_path / "map.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"no")
     (tmp_path / "results.json").write_text('{"pairs": {"en-de": {"bleu": 1.0}}}', encoding="utf-8")
-    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    others = {"list": "[1]", "lines": '{"a": 1}\n{"a": 2}\n', "empty": "", "some": '{"en-de": {"bleu": 1, "chrf": 2}}'}
+    for name, text in others.items():
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    (tmp_path / "latin.json").write_bytes('"é"'.encode("latin-1"))
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "adapter_config.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "odd" / "trainer_state.json").write_text('{"global_step": 3}', encoding="utf-8")
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     found = find(tmp_path)

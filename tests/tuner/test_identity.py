@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from peft_landermt import LanderConfig, NeuronMap
 
 from ..conftest import PAIRS
-from .helpers import KINDS, adapt, adapt_kind, ids, logits, make_config, route
+from .helpers import KINDS, adapt, adapt_kind, ids, lander_layers, logits, make_config, route
 
 MESSAGE = "changes the model's output before any training"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -162,3 +162,17 @@ def test_options_that_change_nothing_are_silent(
         warnings.simplefilter("always")
         get_peft_model(base, make_config(neuron_map, **options))
     assert notices(caught) == []
+
+
+@pytest.mark.parametrize("general_rank", [None, 4])
+def test_deltas_less_precise_than_the_base(
+    base: PreTrainedModel, neuron_map: NeuronMap, general_rank: int | None
+) -> None:
+    """Deltas of zero in bfloat16 change nothing on a base in float32, not by rounding either."""
+    before = logits(base, ids())
+    model = adapt(base, neuron_map, ["en-de"], seed=None, general_rank=general_rank)
+    for layer in lander_layers(model).values():
+        layer.lander_blocks.to(torch.bfloat16)
+    torch.testing.assert_close(logits(model, ids()), before, rtol=1e-6, atol=1e-6)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, ids()), before, rtol=1e-6, atol=1e-6)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
+from peft_landermt.errors import AdapterError
 
-from ..conftest import randomize_adapter
+from ..conftest import build_model, randomize_adapter
 from .helpers import adapt, ids, logits, make_config
 
 NAMES = ["head", "other head", "no head", "__base__"]
@@ -45,6 +49,19 @@ def alone(model: PeftModel, inputs: torch.Tensor) -> torch.Tensor:
             model.set_adapter(name)
             rows.append(logits(model, row))
     return torch.cat(rows)
+
+
+def test_a_file_without_their_weights(base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path) -> None:
+    """Refused before the base is touched."""
+    adapt(base, neuron_map, ["en-de"], modules_to_save=["lm_head"]).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {key: value for key, value in load_file(path).items() if "lm_head" not in key}
+    save_file(tensors, path)
+    fresh = build_model("llama")
+    before = [(name, type(module)) for name, module in fresh.named_modules()]
+    with pytest.raises(AdapterError, match=r"modules_to_save='lm_head'.*holds no weights of it"):
+        PeftModel.from_pretrained(fresh, str(tmp_path))
+    assert [(name, type(module)) for name, module in fresh.named_modules()] == before
 
 
 @pytest.mark.parametrize("active", NAMES[:-1])
