@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -164,10 +165,10 @@ def translate_counted(
 
 def _check_generation(options: dict[str, Any]) -> None:
     beams = options.get("num_beams", 1)
-    if not isinstance(beams, int) or beams < 1:
+    if not isinstance(beams, Integral) or beams < 1:
         raise ConfigError("num_beams", beams, "must be a positive integer.")
     for name, allowed in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
-        if options.get(name, allowed) is not allowed:
+        if options.get(name) not in (None, allowed):
             raise ConfigError(name, options[name], "each sentence gets one line of text; for more, call generate.")
 
 

@@ -74,7 +74,6 @@ class LanderTrainer(Trainer):
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
         self.pair_losses = {"train": PairLosses(), "eval": PairLosses()}
-        self._all_logits = False
         super().__init__(
             model=model,
             args=args,
@@ -84,7 +83,7 @@ class LanderTrainer(Trainer):
             processing_class=processing_class,
             **trainer_options,
         )
-        if self.args.n_gpu > 1 and routed_pairs(self.model):  # torch's DataParallel does not split lists
+        if self._data_parallel and routed_pairs(self.model):  # which does not split lists
             raise ConfigError(
                 "args", f"{self.args.n_gpu} GPUs", "start one process for each: accelerate launch, or torchrun."
             )
@@ -97,6 +96,12 @@ class LanderTrainer(Trainer):
             )
         if isinstance(self.data_collator, TranslationCollator) and train_dataset is not None:
             self._check_first(self.data_collator, train_dataset)
+
+    @property
+    def _data_parallel(self) -> bool:
+        """Whether transformers puts the model into torch's DataParallel."""
+        quantized = any(getattr(self.model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+        return self.args.n_gpu > 1 and not quantized
 
     def _check_first(self, collator: TranslationCollator, rows: Any) -> None:
         streamed = isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")
@@ -145,11 +150,11 @@ class LanderTrainer(Trainer):
         pairs = inputs.pop("language_pairs", None)
         if pairs is not None and routed_pairs(plain):
             inputs["language_pairs"] = pairs
-        if self.label_smoother is not None and is_encoder_decoder(plain) and "labels" in inputs:
-            # the labels are kept from the model then, which would make these of them
+        own_loss = self.label_smoother is not None or self.compute_loss_func is not None
+        if own_loss and is_encoder_decoder(plain) and "labels" in inputs:
+            # the model, which would make these of the labels, does not see them then
             inputs.setdefault("decoder_input_ids", decoder_inputs(plain, inputs["labels"]))
-        one_device = self.args.n_gpu <= 1  # DataParallel would split the positions as it does the rows
-        if "labels" in inputs and one_device and accepts_logits_to_keep(plain) and not self._all_logits:
+        if "labels" in inputs and self._cuts_logits(plain):
             inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
         labels = inputs.get("labels")
@@ -161,19 +166,16 @@ class LanderTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> Any:
-        """The step of `transformers.Trainer`; logits that it returns belong to the labels, position by position."""
-        self._all_logits = not prediction_loss_only
-        try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        finally:
-            self._all_logits = False
+    def _cuts_logits(self, plain: nn.Module) -> bool:
+        """Whether logits are computed only where there are labels; DataParallel would split the positions too."""
+        return accepts_logits_to_keep(plain) and not self._data_parallel
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if isinstance(labels, torch.Tensor) and self._cuts_logits(self.accelerator.unwrap_model(model)):
+            labels = labels[:, _labelled_positions(labels)]
+        return loss, logits, labels
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see `transformers.Trainer.train`."""
@@ -206,7 +208,14 @@ class LanderTrainer(Trainer):
     def _score(self, rows: Any, prefix: str) -> dict[str, float]:
         by_pair: dict[str, list[Any]] = defaultdict(list)
         for row in rows:
+            missing = [name for name in ("source", "target", "language_pair") if name not in row]
+            if missing:
+                raise CorpusError(
+                    "row", dict(row), f"lacks {', '.join(missing)}, which predict_with_generate needs; turn it off."
+                )
             by_pair[row["language_pair"]].append(row)
+        if not by_pair:
+            raise CorpusError("eval_dataset", rows, "gives no rows to translate; a stream must begin anew each time.")
         scores: dict[str, float] = {}
         shared = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         for pair, members in by_pair.items():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from ..errors import ConfigError
 from .routing import Route, Routing
 
 
@@ -24,48 +26,62 @@ def drop_language_pairs(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     return args, {name: value for name, value in kwargs.items() if name != "language_pairs"}
 
 
-def route_saved_modules(model: nn.Module, adapter_names: Sequence[str]) -> Callable[[], None]:
-    """Have every sample of a call pass through its own adapter's copy of the modules in `modules_to_save`.
+@contextmanager
+def saved_modules_routed(model: nn.Module, adapter_names: Sequence[str] | None) -> Iterator[None]:
+    """Inside, every sample passes through its own adapter's copy of the modules in `modules_to_save`.
 
-    PEFT's wrapper does that when it is told the adapter of every sample; it is also told here where the active adapter
-    has no copy of the module, for which PEFT switches it off. Samples whose adapter has no copy take the original.
+    Samples whose adapter has no copy take the original. PEFT's wrapper knows the active adapter only, unless it is
+    told the adapter of every sample.
 
     Args:
         model: The model inside the tuner.
-        adapter_names: For every sample an adapter, or `__base__`.
+        adapter_names: For every sample an adapter, or `__base__`; None leaves all to the active adapter.
 
-    Returns:
-        A function that undoes it.
+    Raises:
+        ConfigError: Samples have different adapters, and a module is none that PEFT can split by samples.
     """
-    undo: list[Callable[[], None]] = []
-
-    def hook(module: AuxiliaryTrainingWrapper, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        names = [name if name in module._adapters else "__base__" for name in adapter_names]
-        copies = len(args[0]) // len(names)  # beams, or sequences returned for one sample
-        return args, {**kwargs, "adapter_names": [name for name in names for _ in range(copies)]}
-
-    for module in model.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            before = module._disable_adapters, module._active_adapter
-            module._disable_adapters, module._active_adapter = False, []
-            undo += [
-                module.register_forward_pre_hook(hook, with_kwargs=True).remove,
-                partial(_set_back, module, *before),
-            ]
-
-    def restore() -> None:
-        for step in undo:
-            step()
-
-    return restore
-
-
-def _set_back(module: AuxiliaryTrainingWrapper, disabled: bool, active: str | list[str]) -> None:
-    module._disable_adapters, module._active_adapter = disabled, active
+    wrappers = {
+        name: module
+        for name, module in (model.named_modules() if adapter_names is not None else ())
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    active = {name: wrapper._active_adapter for name, wrapper in wrappers.items()}
+    try:
+        with ExitStack() as stack:
+            for name, wrapper in wrappers.items():
+                has_copy = wrapper.modules_to_save.keys()
+                names = [adapter if adapter in has_copy else "__base__" for adapter in adapter_names or ()]
+                first = names[0] if names else "__base__"
+                wrapper._active_adapter = [first] if first in has_copy else []  # `set_adapter` would thaw and freeze
+                if len(set(names)) > 1:
+                    stack.callback(
+                        wrapper.register_forward_pre_hook(
+                            partial(_tell_adapters, name, names), with_kwargs=True
+                        ).remove
+                    )
+            yield
+    finally:
+        for name, wrapper in wrappers.items():
+            wrapper._active_adapter = active[name]
 
 
-def bind_route_to_checkpoints(model: nn.Module, routing: Routing, route: Route | None) -> Any:
-    """Have gradient checkpointing recompute every layer with the route and choice of pair of this call.
+def _tell_adapters(
+    name: str, adapter_names: list[str], wrapper: ModulesToSaveWrapper, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook: the adapter of every row that enters a module, of which beams have several for a sample."""
+    layers = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    copies, rest = divmod(len(args[0]), len(adapter_names)) if args else (0, 0)
+    if rest or not copies or not isinstance(wrapper.original_module, layers):
+        raise ConfigError(
+            "modules_to_save", name, "cannot take another adapter for each sample; name one adapter for all of a call."
+        )
+    return args, {**kwargs, "adapter_names": [adapter for adapter in adapter_names for _ in range(copies)]}
+
+
+def bind_route_to_checkpoints(
+    model: nn.Module, routing: Routing, route: Route | None, adapter_names: Sequence[str] | None = None
+) -> Callable[[], None]:
+    """Have gradient checkpointing recompute every layer with the route, choice of pair and adapters of this call.
 
     The backward pass recomputes after the call has returned, when the routing state may be another one.
 
@@ -83,7 +99,8 @@ def bind_route_to_checkpoints(model: nn.Module, routing: Routing, route: Route |
         before = routing.route, routing.chosen
         routing.route, routing.chosen = route, chosen
         try:
-            return function(*args, **kwargs)
+            with saved_modules_routed(model, adapter_names):
+                return function(*args, **kwargs)
         finally:
             routing.route, routing.chosen = before
 

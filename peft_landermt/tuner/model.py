@@ -16,7 +16,7 @@ from ..errors import AdapterError, ArchitectureError, LanguagePairError
 from ..ffn import check_addressable
 from ..neuron_map import NeuronMap
 from .blocks import BlockLayout
-from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs, route_saved_modules
+from .calls import batch_size, bind_route_to_checkpoints, drop_language_pairs, saved_modules_routed
 from .config import LanderConfig
 from .layer import LanderFFN
 from .monitor import training_metrics
@@ -146,11 +146,6 @@ class LanderModel(BaseTuner):
             return []
         return list(self.routing.pairs.get(self.active_adapters[0], ()))
 
-    @property
-    def _disabled(self) -> bool:
-        """Whether adapters are switched off, as inside `disable_adapter()`."""
-        return any(layer.disable_adapters for layer in self._layers())
-
     def routing_arguments(
         self, language_pairs: Sequence[str], adapter_names: Sequence[str] | None = None
     ) -> dict[str, list[str | None]]:
@@ -167,9 +162,10 @@ class LanderModel(BaseTuner):
         Raises:
             LanguagePairError: An adapter that a sample would take does not hold its pair, or was merged for another.
         """
-        if self._disabled:
+        layers = self._layers()
+        if any(layer.disable_adapters for layer in layers):
             return {}
-        merged = dict.fromkeys(name for layer in self._layers() for name in layer.merged_adapters)
+        merged = dict.fromkeys(name for layer in layers for name in layer.merged_adapters)
         return self.routing.arguments(language_pairs, adapter_names, self.active_adapters, list(merged))
 
     def set_language_pair(self, language_pair: str | None) -> None:
@@ -236,16 +232,14 @@ class LanderModel(BaseTuner):
             batch = batch_size(args, kwargs)
             route = self.routing.make_route(self.active_adapters, language_pairs, adapter_names, batch)
         self.routing.route = route
-        restore = [bind_route_to_checkpoints(self.model, self.routing, route)]
-        if adapter_names is not None and not self._disabled:
-            restore.append(route_saved_modules(self.model, adapter_names))
+        restore = bind_route_to_checkpoints(self.model, self.routing, route, adapter_names)
         drop = self.model.register_forward_pre_hook(drop_language_pairs, with_kwargs=True)
         try:
-            yield
+            with saved_modules_routed(self.model, adapter_names):
+                yield
         finally:
             drop.remove()
-            for undo in restore:
-                undo()
+            restore()
             self.routing.route = previous
 
     # Merging

@@ -453,3 +453,8 @@ def test_one_pair_needs_no_task_type(
     assert len(translate(model, tokenizer, ["tea"], "en-de", max_new_tokens=2)) == 1
     with pytest.raises(LanguagePairError, match="'en-fr'"):
         translate(model, tokenizer, ["tea"], "en-fr", max_new_tokens=2)
+
+
+def test_switched_off_adapters_route_nothing(pairs_adapter: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pairs_adapter.disable_adapter():
+        assert len(translate(pairs_adapter, tokenizer, ["tea"], "nl-pl", max_new_tokens=2)) == 1

@@ -186,3 +186,24 @@ def test_label_smoothing(kind: str, adapted: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(found, 0.9 * likely - 0.1 * log_probabilities.mean())
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("kind", ["t5", "nllb"])
+def test_a_loss_of_the_user(kind: str, tmp_path: Path) -> None:
+    model, tokenizer = build(kind)
+    seen: list[tuple[int, ...]] = []
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        seen.append(tuple(outputs.logits.shape[:2]))
+        assert seen[-1] == tuple(labels.shape)
+        return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+    trainer = LanderTrainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+        compute_loss_func=loss,
+    )
+    trainer.train()
+    assert seen

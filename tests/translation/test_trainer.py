@@ -583,3 +583,34 @@ def test_one_process_on_several_gpus(
     assert args.n_gpu == 2
     with pytest.raises(ConfigError, match=r"args='2 GPUs': start one process for each"):
         LanderTrainer(model=adapt(base, neuron_map), args=args, train_dataset=ROWS, processing_class=tokenizer)
+
+
+def test_an_interrupted_evaluation_leaves_nothing(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, eval_dataset=ROWS)
+    expected = trainer.evaluate()["eval_loss_en-de"]
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer, "gather_function", lambda _: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            trainer.evaluate(ROWS[:3])
+    assert trainer.pair_losses["eval"]._sums
+    assert trainer.evaluate()["eval_loss_en-de"] == expected
+
+
+def test_rows_that_cannot_be_translated(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"source": "tea", "target": "Tee"}]
+    trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, predict_with_generate=True)
+    trainer.data_collator = lambda batch: TranslationCollator(tokenizer)([{**row, **ROWS[0]} for row in batch])
+    with pytest.raises(CorpusError, match="lacks language_pair, which predict_with_generate needs"):
+        trainer.predict(rows)
+
+
+def test_a_quantized_base_on_several_gpus(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """transformers does not put it into DataParallel."""
+    args = arguments(tmp_path)
+    args.__dict__["_n_gpu"] = 2
+    base.is_loaded_in_4bit = True
+    LanderTrainer(model=adapt(base, neuron_map), args=args, train_dataset=ROWS, processing_class=tokenizer)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
-from peft_landermt.errors import AdapterError
+from peft_landermt.errors import AdapterError, ConfigError
 
 from ..conftest import build_model, randomize_adapter
 from .helpers import adapt, ids, logits, make_config
@@ -84,6 +84,57 @@ def test_beams(model: PeftModel) -> None:
         assert found[: len(single)].tolist() == single.tolist()
 
 
+@pytest.mark.parametrize("module", ["norm", "self_attn", "q_proj"])
+@pytest.mark.parametrize("named", ["first", "second", "__base__"])
+def test_one_adapter_for_all_samples_takes_any_module(
+    base: PreTrainedModel, neuron_map: NeuronMap, module: str, named: str
+) -> None:
+    """Also modules that are called by keywords, and those that PEFT cannot split by samples."""
+    model = adapt(base, neuron_map, ["en-de"], adapter_name="first", modules_to_save=[module])
+    model.add_adapter("second", make_config(neuron_map, ["en-de"]))
+    inputs = ids(3)
+    if named == "__base__":
+        with model.disable_adapter():
+            expected = logits(model, inputs)
+    else:
+        model.set_adapter(named)
+        expected = logits(model, inputs)
+    for active in ("first", "second"):
+        model.set_adapter(active)
+        torch.testing.assert_close(logits(model, inputs, adapter_names=[named] * 3), expected)
+    if module in ("norm", "self_attn"):
+        model.set_adapter("first")
+        with pytest.raises(ConfigError, match=f"modules_to_save='.*{module}'.*one adapter for all"):
+            logits(model, inputs, adapter_names=["first", "second", "first"])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(base: PreTrainedModel, neuron_map: NeuronMap, reentrant: bool) -> None:
+    """What is recomputed in the backward pass takes the adapters of its own call."""
+    saved = {"modules_to_save": ["q_proj"]}
+    model = adapt(base, neuron_map, ["en-de"], adapter_name="first", **saved)
+    model.add_adapter("second", make_config(neuron_map, ["de-en"], **saved))
+    randomize_adapter(model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("first" in name or "second" in name)
+    model.train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        names = ["first", "second", "first"]
+        model(input_ids=ids(3), labels=ids(3), adapter_names=names).loss.backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+    expected = gradients()
+    assert any("q_proj" in name and "second" in name for name in expected)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
 def test_an_error_leaves_no_trace(model: PeftModel) -> None:
     def state() -> list:
         wrappers = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
@@ -97,9 +148,3 @@ def test_an_error_leaves_no_trace(model: PeftModel) -> None:
     with pytest.raises(IndexError):
         model(input_ids=ids(4) + 10_000, adapter_names=NAMES)
     assert state() == before
-
-
-def test_switched_off(model: PeftModel) -> None:
-    with model.disable_adapter():
-        plain = logits(model, ids(4))
-        torch.testing.assert_close(logits(model, ids(4), adapter_names=NAMES), plain)
