@@ -40,29 +40,18 @@ def saved_modules_routed(model: nn.Module, adapter_names: Sequence[str] | None) 
     Raises:
         ConfigError: Samples have different adapters, and a module is none that PEFT can split by samples.
     """
-    wrappers = {
-        name: module
-        for name, module in (model.named_modules() if adapter_names is not None else ())
-        if isinstance(module, ModulesToSaveWrapper)
-    }
-    active = {name: wrapper._active_adapter for name, wrapper in wrappers.items()}
-    try:
-        with ExitStack() as stack:
-            for name, wrapper in wrappers.items():
-                has_copy = wrapper.modules_to_save.keys()
-                names = [adapter if adapter in has_copy else "__base__" for adapter in adapter_names or ()]
-                first = names[0] if names else "__base__"
-                wrapper._active_adapter = [first] if first in has_copy else []  # `set_adapter` would thaw and freeze
-                if len(set(names)) > 1:
-                    stack.callback(
-                        wrapper.register_forward_pre_hook(
-                            partial(_tell_adapters, name, names), with_kwargs=True
-                        ).remove
-                    )
-            yield
-    finally:
-        for name, wrapper in wrappers.items():
-            wrapper._active_adapter = active[name]
+    with ExitStack() as stack:
+        for name, wrapper in model.named_modules() if adapter_names is not None else ():
+            if not isinstance(wrapper, ModulesToSaveWrapper):
+                continue
+            copies = wrapper.modules_to_save.keys()
+            names = [adapter if adapter in copies else "__base__" for adapter in adapter_names or ()]
+            stack.callback(setattr, wrapper, "_active_adapter", wrapper._active_adapter)
+            wrapper._active_adapter = [adapter for adapter in names[:1] if adapter in copies]  # none: the original
+            if len(set(names)) > 1:
+                hook = wrapper.register_forward_pre_hook(partial(_tell_adapters, name, names), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield
 
 
 def _tell_adapters(
