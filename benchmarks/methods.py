@@ -167,7 +167,7 @@ class Workbench:
         found = select_layers(self._maps[key], num_layers)
         if run.control == "largest gradients":
             norms = {language: self._norms_of_gradients(language) for language in languages_of(run.pairs)}
-            return with_layers(found, layers_by_gradient(norms, run.pairs, num_layers), run.control)
+            return controlled(found, run.control, pair_layers=layers_by_gradient(norms, run.pairs, num_layers))
         return control(found, run.control, run.seed)
 
     def _norms_of_gradients(self, language: str) -> torch.Tensor:
@@ -379,15 +379,15 @@ def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:
             dataclasses.replace(layer, owner=layer.owner[torch.randperm(len(layer.owner), generator=generator)])
             for layer in found.neurons
         )
-        return dataclasses.replace(found, neurons=neurons, signature=f"{found.signature}|control:{kind}")
+        return controlled(found, kind, neurons=neurons)
     draw = partial(_consecutive, kind) if kind != "random layers" else partial(_random, generator=generator)
     layers = {pair: tuple(draw(found.num_layers, len(chosen))) for pair, chosen in found.pair_layers.items()}
-    return with_layers(found, layers, kind)
+    return controlled(found, kind, pair_layers=layers)
 
 
-def with_layers(found: NeuronMap, pair_layers: dict[str, tuple[int, ...]], kind: str) -> NeuronMap:
-    """A map with other layers for its pairs; `kind` says in its signature what they are."""
-    return dataclasses.replace(found, pair_layers=pair_layers, signature=f"{found.signature}|control:{kind}")
+def controlled(found: NeuronMap, kind: str, **changed: Any) -> NeuronMap:
+    """A map with something else in place of what was detected; its signature names the control."""
+    return dataclasses.replace(found, signature=f"{found.signature}|control:{kind}", **changed)
 
 
 def _consecutive(kind: str, total: int, count: int) -> list[int]:

@@ -204,9 +204,9 @@ class NeuronMap:
                 )
                 found._check_contents()
                 return found
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
-            if isinstance(error, NeuronMapError):
-                raise
+        except NeuronMapError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise NeuronMapError(
                 "path", str(path), f"the file is damaged ({error!r}); detect again or copy it anew."
             ) from error
@@ -220,7 +220,7 @@ class NeuronMap:
             if not layers or not all(isinstance(layer, int) and 0 <= layer < self.num_layers for layer in layers):
                 raise ValueError(f"{pair}: layers {layers} of {self.num_layers}")
         for layer in self.neurons:
-            if bool((layer.owner < -1).any()) or bool((layer.owner >= len(self.languages)).any()):
+            if bool((layer.owner < GENERAL).any()) or bool((layer.owner >= len(self.languages)).any()):
                 raise ValueError(f"{layer.name}: an owner that is no language")
             if layer.awareness.shape != (len(self.languages), len(layer.owner)):
                 raise ValueError(f"{layer.name}: awareness of shape {tuple(layer.awareness.shape)}")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any, get_args
 
 from ..detection import detect_neurons
 from ..detection.layers import ActivationStatistic
-from ..errors import ConfigError
 from .inspect import print_neuron_map
-from .options import add_model_options, is_main, load_model, parse_assignments, processes, read_lines
+from .options import (
+    add_model_options,
+    check_output_file,
+    is_main,
+    load_model,
+    parse_assignments,
+    processes,
+    read_lines,
+)
 
 _EXAMPLE = """example:
   landermt detect --sentences en=calib.en de=calib.de --pairs en-de de-en --output map.safetensors"""
@@ -52,8 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if Path(options.output).is_dir():
-        raise ConfigError("--output", options.output, "is a folder; name a file.")
+    check_output_file(options.output)
     sentences = {
         language: read_lines(path) for language, path in parse_assignments(options.sentences, "--sentences").items()
     }

@@ -11,6 +11,7 @@ from ..translation import evaluate_translation, read_corpus
 from ..translation.models import routing_arguments
 from .options import (
     add_model_options,
+    check_output_file,
     is_main,
     load_adapted_model,
     parse_assignments,
@@ -43,8 +44,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
-    if options.output and Path(options.output).is_dir():
-        raise ConfigError("--output", options.output, "is a folder; name a file.")
+    if options.output:
+        check_output_file(options.output)
     corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
     model, tokenizer = load_adapted_model(options)
     for pair in corpora:

@@ -102,6 +102,12 @@ def with_texts(score: TranslationScores, sources: list[str], references: list[st
     return {**asdict(score), "sources": sources, "references": references}
 
 
+def check_output_file(path: str) -> None:
+    """Raise ConfigError if `--output` names a folder, before the work that it is for."""
+    if Path(path).is_dir():
+        raise ConfigError("--output", path, "is a folder; name a file.")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON that people can read."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

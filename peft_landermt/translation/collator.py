@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from ..errors import CorpusError
-from ..language_pair import parse_pair
+from ..language_pair import LanguagePair, parse_pair
 from ..padding import IGNORED, pad_rows, padding_id
 from ..seq2seq import encode_source, encode_target
 from .templates import TEMPLATES, build_prompt, choose_template
+
+FIELDS = ("source", "target", "language_pair")
+"""What a row holds."""
 
 
 @dataclass
@@ -71,17 +74,15 @@ class TranslationCollator:
 
     def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Token ids of a row's prompt, or of its source, and of its translation with the end-of-sentence token."""
-        missing = [name for name in ("source", "target", "language_pair") if not row.get(name)]
+        missing = [name for name in FIELDS if not row.get(name)]
         if missing:
-            raise CorpusError(
-                "row", dict(row), f"lacks {', '.join(missing)}; rows hold source, target, language_pair."
-            )
+            raise CorpusError("row", dict(row), f"lacks {', '.join(missing)}; rows hold {', '.join(FIELDS)}.")
         pair = parse_pair(row["language_pair"])
         if self.encoder_decoder:
-            template = self._template(row, self.templates) if self.templates is not None else None
+            template = self._template(row, pair, self.templates) if self.templates is not None else None
             source = encode_source(self.tokenizer, row["source"], pair, self.max_length, template)
             return source, encode_target(self.tokenizer, row["target"], pair, self.max_length)
-        prompt = self._prompt(row)
+        prompt = self._prompt(row, pair)
         target = self.tokenizer(" " + row["target"], add_special_tokens=False)["input_ids"]
         room = self.max_length - len(prompt)
         if room < 2:
@@ -95,13 +96,13 @@ class TranslationCollator:
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
-        return self.encoder_decoder or len(self._prompt(row)) <= self.max_length - 2
+        pair = parse_pair(row["language_pair"])
+        return self.encoder_decoder or len(self._prompt(row, pair)) <= self.max_length - 2
 
-    def _prompt(self, row: Mapping[str, Any]) -> list[int]:
-        template = self._template(row, TEMPLATES if self.templates is None else self.templates)
-        pair = str(parse_pair(row["language_pair"]))
-        return self.tokenizer(build_prompt(row["source"], pair, template))["input_ids"]
+    def _prompt(self, row: Mapping[str, Any], pair: LanguagePair) -> list[int]:
+        template = self._template(row, pair, TEMPLATES if self.templates is None else self.templates)
+        return self.tokenizer(build_prompt(row["source"], str(pair), template))["input_ids"]
 
-    def _template(self, row: Mapping[str, Any], templates: Sequence[str]) -> str:
-        drawn = zlib.crc32(f"{parse_pair(row['language_pair'])}\n{row['source']}\n{row['target']}".encode())
+    def _template(self, row: Mapping[str, Any], pair: LanguagePair, templates: Sequence[str]) -> str:
+        drawn = zlib.crc32(f"{pair}\n{row['source']}\n{row['target']}".encode())
         return choose_template(drawn, self.seed, templates)

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..errors import ConfigError, CorpusError
 from ..padding import IGNORED
 from ..seq2seq import decoder_inputs, is_encoder_decoder
-from .collator import TranslationCollator
+from .collator import FIELDS, TranslationCollator
 from .losses import PairLosses
 from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full, training_metrics
 from .scoring import evaluate_translation
@@ -118,7 +118,7 @@ class LanderTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         assert self._signature_columns is not None
-        self._signature_columns += ["source", "target", "language_pair"]
+        self._signature_columns += FIELDS
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -208,7 +208,7 @@ class LanderTrainer(Trainer):
     def _score(self, rows: Any, prefix: str) -> dict[str, float]:
         by_pair: dict[str, list[Any]] = defaultdict(list)
         for row in rows:
-            missing = [name for name in ("source", "target", "language_pair") if name not in row]
+            missing = [name for name in FIELDS if name not in row]
             if missing:
                 raise CorpusError(
                     "row", dict(row), f"lacks {', '.join(missing)}, which predict_with_generate needs; turn it off."

@@ -115,42 +115,31 @@ def check_counts(neuron_counts: Mapping[str, Any], language_pairs: list[str] | N
             raise ConfigError(field, counts, f"does not fit language_pairs={language_pairs}; save the adapter anew.")
 
 
-def check_weights(folder: Path) -> None:
-    """Check that the weights in an adapter folder, if there are any, are a whole safetensors file.
+def check_weights(folder: Path, modules_to_save: Iterable[str]) -> None:
+    """Check that the weights in an adapter folder, if there are any, are a whole safetensors file that holds every
+    module of `modules_to_save`.
 
     Raises:
-        AdapterError: The file is truncated or no safetensors file, or there is only a pickle, which is never read.
+        AdapterError: The file is truncated or no safetensors file, or lacks a module, or there is only a pickle, which
+            is never read.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if path.exists():
         try:
             with safe_open(path, framework="pt") as file:
-                file.keys()
+                keys = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise AdapterError(
                 "adapter", str(path), f"is truncated or damaged ({error}); save or download it anew."
             ) from error
+        for name in modules_to_save:
+            if not any(f".{name}." in f".{key}" for key in keys):
+                raise AdapterError(
+                    "modules_to_save", name, f"{path} holds no weights of it; download or save the adapter anew."
+                )
     elif (folder / WEIGHTS_NAME).exists():
         raise AdapterError(
             "adapter",
             str(folder / WEIGHTS_NAME),
             f"may run code when read; LANDER reads {SAFETENSORS_WEIGHTS_NAME} only.",
         )
-
-
-def check_saved_modules(folder: Path, modules_to_save: Iterable[str]) -> None:
-    """Check that the weights in an adapter folder, if there are any, hold every module of `modules_to_save`.
-
-    Raises:
-        AdapterError: One is not there.
-    """
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.exists():
-        return
-    with safe_open(path, framework="pt") as file:
-        keys = [f".{key}" for key in file.keys()]  # noqa: SIM118  it is no dictionary
-    for name in modules_to_save:
-        if not any(f".{name}." in key for key in keys):
-            raise AdapterError(
-                "modules_to_save", name, f"{path} holds no weights of it; download or save the adapter anew."
-            )

@@ -17,7 +17,7 @@ from ..ffn import FFNLayout
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
 from .card import write_model_card
-from .checks import check_counts, check_saved_modules, check_types, check_weights
+from .checks import check_counts, check_types, check_weights
 
 CarMode = Literal["off", "paper", "proportional", "token", "learned"]
 InactiveNeurons = Literal["keep", "drop"]
@@ -156,14 +156,12 @@ class LanderConfig(PeftConfig):
         PEFT calls this before it touches a model, so the weights next to the config are looked at too.
 
         Raises:
-            AdapterError: The weights are truncated, or are no safetensors file.
+            AdapterError: The weights are truncated, are no safetensors file, or lack a module of `modules_to_save`.
         """
         folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
-        if os.path.isdir(folder):
-            check_weights(Path(folder))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         if os.path.isdir(folder):
-            check_saved_modules(Path(folder), config.modules_to_save or [])
+            check_weights(Path(folder), config.modules_to_save or [])
         config._weights = "awaited"
         return config
 

@@ -34,7 +34,10 @@ ROWS = [
 ]
 
 
-OWN = ("compute_metrics", "callbacks")
+OWN = (
+    "eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio", "compute_metrics", "callbacks",
+)  # fmt: skip
+"""Options of the trainer itself, not of its arguments."""
 
 
 @pytest.fixture
@@ -60,11 +63,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def trainer_of(model: Any, tokenizer: Any, folder: Path, rows: Any = ROWS, **options: Any) -> LanderTrainer:
-    own = {
-        name: options.pop(name)
-        for name in ("eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio", *OWN)
-        if name in options
-    }
+    own = {name: options.pop(name) for name in OWN if name in options}
     return LanderTrainer(
         model=model,
         args=arguments(folder, **options),
