@@ -59,3 +59,7 @@ class AdapterError(LanderError):
 
 class RegistrationError(ImportError):
     """PEFT is too old or too new, or another package took the name LANDER."""
+
+
+class ConcurrencyError(LanderError):
+    """Threads use one model in ways that would disturb each other: training twice, or writing while others read."""

@@ -11,8 +11,8 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..errors import AdapterError
+from ..lander import LanderConfig
 from ..neuron_map import NeuronMap
-from ..tuner import LanderConfig
 
 
 def add_parser(subparsers: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..tuner.adapters import join_adapters
+from ..lander.adapters import join_adapters
 from .options import add_model_options, load_model
 
 

@@ -18,6 +18,8 @@ from transformers import TrainingArguments, set_seed
 from ..demo import DemoCorpus, load_demo_corpus
 from ..detection import detect_neurons
 from ..errors import AdapterError, ConfigError
+from ..lander import LanderConfig
+from ..lander.adapters import split_adapter
 from ..language_pair import parse_pairs
 from ..neuron_map import NeuronMap
 from ..seq2seq import is_encoder_decoder
@@ -29,8 +31,6 @@ from ..translation import (
     evaluate_translation,
     translate,
 )
-from ..tuner import LanderConfig
-from ..tuner.adapters import split_adapter
 from .options import add_model_options, load_model, task_type, with_texts, write_json
 
 _COMPARED = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..tuner.adapters import split_adapter
+from ..lander.adapters import split_adapter
 from .options import add_model_options, load_adapted_model, require_adapter
 
 

@@ -10,10 +10,10 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import ConfigError, CorpusError
+from ..lander import LanderConfig
+from ..lander.layout import CHOICES
 from ..seq2seq import is_encoder_decoder
 from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
-from ..tuner import LanderConfig
-from ..tuner.config import CHOICES
 from .options import add_model_options, is_main, load_model, parse_assignments, task_type
 
 _EXAMPLE = """example:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ConfigError
+from ..lander import LanderConfig
 from ..neuron_map import NeuronMap
-from ..tuner import LanderConfig
 
 _CHECKPOINT = "checkpoint-"
 _SCORE = {"bleu", "chrf", "bleu_signature", "num_empty", "num_runaway", "hypotheses"}

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import ConfigError, LanguagePairError, NeuronMapError
-from peft_landermt.tuner.config import FORMAT_VERSION
+from peft_landermt.lander.config import FORMAT_VERSION
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
 from .helpers import make_config

@@ -145,7 +145,7 @@ def assert_same(first: Any, second: Any) -> None:
         ({"rank": 4}, r"rank=4: is no field of LanderConfig"),
         ({"general_rank": "16"}, r"general_rank='16': must be a positive integer"),
         ({"car": "always"}, r"car='always': must be one of"),
-        ({"car": 1}, r"car=1: must be a string"),
+        ({"car": 1}, r"car=1: must be one of off, paper"),
         ({"init_weights": "yes"}, r"init_weights='yes': must be true or false"),
         (
             {"neuron_counts": {"model.layers.0.mlp": 3}},

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
-from peft_landermt.tuner.routing import learned_gates
+from peft_landermt.lander.gates import learned_gates
 
 from ..conftest import PAIRS
 from .helpers import adapt, ids, lander_layers, layer_index, recorded_calls

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import LanguagePairError
+from peft_landermt.lander.gates import constant_gates, learned_gates, neuron_gate, token_gates
 from peft_landermt.neuron_map import LayerNeurons, conditional_awareness
-from peft_landermt.tuner.groups import Group
-from peft_landermt.tuner.projections import fold
-from peft_landermt.tuner.routing import Rows, constant_gates, learned_gates, token_gates
+from peft_landermt.routed.call import Team
+from peft_landermt.routed.projection import weight_of
 
 from ..conftest import ARCHITECTURES, PAIRS, randomize_adapter
 from .helpers import (
@@ -219,7 +220,8 @@ def test_constant_gates_keep_their_precision_in_bfloat16(
     for name, layer in lander_layers(model).items():
         blocks = layer.blocks("default")
         blocks.get_buffer("awareness_sums").copy_(torch.tensor([[5.0, 95.0]]))
-        gate = Group(Rows("default", ("en-de",)), blocks).input_gate(torch.zeros(1, 1, 32, dtype=torch.bfloat16))
+        team = Team(layer.call(), blocks, ("en-de",))
+        gate = neuron_gate(blocks, team, torch.zeros(1, 1, 32, dtype=torch.bfloat16))
         assert gate is not None
         groups = neuron_groups(neuron_map, layer_index(neuron_map, name), "en-de")
         first, second = (0.05, 0.95) if car == "paper" else (0.95, 0.05)
@@ -652,15 +654,16 @@ def test_generate_folds_a_weight_once(base: PreTrainedModel, neuron_map: NeuronM
     model = adapt(base, neuron_map, ["en-de"], general_rank=None)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     with pytest.MonkeyPatch.context() as patch:
-        folded: list[str] = []
+        folded: list[nn.Module] = []
 
-        def counted(layer: Any, groups: Any, projection: str, *, is_output: bool) -> torch.Tensor:
-            folded.append(projection)
-            return fold(layer, groups, projection, is_output=is_output)
+        def counted(layer: nn.Module, *updates: Any) -> torch.Tensor:
+            folded.append(layer)
+            return weight_of(layer, *updates)
 
-        patch.setattr("peft_landermt.tuner.projections.fold", counted)
+        patch.setattr("peft_landermt.routed.projection.weight_of", counted)
         first = model.generate(input_ids=ids(), **options)
-    assert sorted(folded) == sorted(["gate_proj", "up_proj", "down_proj"] * len(neuron_map.layers("en-de")))
+    projections = [each.base_layer for ffn in lander_layers(model).values() for each in ffn.projections.values()]
+    assert len(folded) == len(projections) == 3 * len(neuron_map.layers("en-de")) and {*folded} == {*projections}
     expected = copy.deepcopy(model)
     expected.merge_adapter()
     assert expected.generate(input_ids=ids(), **options).equal(first)

@@ -10,33 +10,16 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import AdapterError, LanguagePairError
-from .blocks import GENERAL_BLOCK
+from ..routed.folder import PREFIX, LoadedState, save_weights
+from ..routed.state import State
 from .config import LanderConfig
-from .state import ROW_PER_PAIR
+from .deltas import ROW_PER_PAIR
+from .layout import GENERAL
 
 _MARK = ".lander_blocks."
-_SAME = (
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "car",
-    "inactive_neurons",
-    "tune",
-    "general_rank",
-    "neuron_map_signature",
-    "base_fingerprint",
-    "modules_to_save",
-)
-_PREFIX = "base_model.model."
-
-State = dict[str, torch.Tensor]
 
 
 def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name: str = "default") -> dict[str, Path]:
@@ -68,10 +51,7 @@ def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name
         if pair_config.base_model_name_or_path is None:
             pair_config.base_model_name_or_path = getattr(model.get_base_model(), "name_or_path", None) or None
         folder = Path(output) / pair
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / (SAFETENSORS_WEIGHTS_NAME + ".partial")
-        save_file({key: value.cpu().contiguous() for key, value in pair_state.items()}, partial, {"format": "pt"})
-        partial.replace(folder / SAFETENSORS_WEIGHTS_NAME)
+        save_weights(pair_state, folder)
         pair_config.save_pretrained(str(folder))
         folders[pair] = folder
     return folders
@@ -105,9 +85,10 @@ def join_adapters(
         _check_same(first, config, folder, other)
         _join(config, state, other, other_state, folder)
     config.inference_mode = False
-    config._weights = "awaited"
+    config.source = LoadedState(state)  # looked at before the base is touched
     model = get_peft_model(base, config, adapter_name=adapter_name)
     set_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    config.source = None
     return model
 
 
@@ -115,7 +96,7 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
     """Config and state of one pair of an adapter."""
     chosen = copy.copy(config)
     chosen.language_pairs = [pair]
-    chosen.neuron_map, chosen.inference_mode = None, True
+    chosen.neuron_map, chosen.inference_mode, chosen.source = None, True, None
     if config.neuron_counts is None:
         index = (config.language_pairs or [pair]).index(pair)
         return chosen, {key: _rows(key, value, [index]) for key, value in state.items()}
@@ -127,11 +108,11 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
         specific = {key: count for key, count in counts["specific"].items() if key in pair.split("-")}
         chosen.neuron_counts[module] = {**counts, "specific": specific, "language_pairs": [pair]}
         index = counts["language_pairs"].index(pair)
-        prefix = f"{_PREFIX}{module}{_MARK}"
+        prefix = f"{PREFIX}{module}{_MARK}"
         for key, value in state.items():
             if key.startswith(prefix):
                 block = _block(key.removeprefix(prefix), counts)
-                if block in (None, GENERAL_BLOCK) or block in specific:
+                if block in (None, GENERAL) or block in specific:
                     kept[key] = _rows(key, value, [index])
     return chosen, kept
 
@@ -147,7 +128,7 @@ def _block(tensor_name: str, counts: Mapping[str, Any]) -> str | None:
     """The block that a tensor of an FFN belongs to; None for one that has a row per pair."""
     if tensor_name in ROW_PER_PAIR:
         return None
-    blocks = [block for block in (GENERAL_BLOCK, *counts["specific"]) if tensor_name.startswith(f"{block}_")]
+    blocks = [block for block in (GENERAL, *counts["specific"]) if tensor_name.startswith(f"{block}_")]
     return max(blocks, key=len)
 
 
@@ -158,15 +139,12 @@ def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
         raise AdapterError("folders", str(folder), f"cannot be read ({error}); name an adapter folder.") from error
     if not isinstance(config, LanderConfig):
         raise AdapterError("folders", str(folder), f"holds a {config.peft_type} adapter; only LANDER ones are joined.")
-    path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
-    try:
-        return config, load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError("folders", str(path), f"cannot be read ({error}); save or download it anew.") from error
+    assert config.source is not None
+    return config, dict(config.source.tensors())
 
 
 def _check_same(first: str, config: LanderConfig, folder: str, other: LanderConfig) -> None:
-    for name in _SAME:
+    for name in ("neuron_map_signature", *config.FORM):
         if getattr(config, name) != getattr(other, name):
             raise AdapterError(
                 "folders",

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import torch
 
 from ..linear import has_dense_weight, weight_rows
+from .gates import gates_of_pair
 from .layer import LanderFFN
-from .merging import gates_of_pair
-from .routing import INPUT_DEPENDENT
+from .layout import INPUT_DEPENDENT
 
 
 @torch.no_grad()
 def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, float]:
-    """How far every block has moved the weights of its neurons: ‖ΔW‖ / ‖W‖.
+    """Tell how far every block has moved the weights of its neurons: ‖ΔW‖ / ‖W‖.
 
     Frobenius norms over the rows (columns of the output projection) of the block's neurons, all FFNs together.
 
@@ -30,21 +30,21 @@ def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for layer in layers:
         blocks = layer.blocks(adapter_name)
-        for projection in layer.projection_names:
-            base = layer.base_layer.get_submodule(projection)
-            if not has_dense_weight(base):
+        for name, projection in layer.projections.items():
+            if not has_dense_weight(projection.base_layer):
                 continue
             for block in blocks.layout.tuned_blocks:
-                axis = 1 if projection == layer.output_name else 0
-                rows = weight_rows(base).index_select(axis, blocks.neurons(block, projection))
-                squares[block][0] += float(blocks.rows(block, projection).float().square().sum())
+                axis = 1 if name == layer.output_name else 0
+                places = blocks.places(block, blocks.projections[name])
+                rows = weight_rows(projection.base_layer).index_select(axis, places)
+                squares[block][0] += float(blocks.rows(block, name).float().square().sum())
                 squares[block][1] += float(rows.float().square().sum())
     return {block: (delta / base) ** 0.5 for block, (delta, base) in squares.items() if base}
 
 
 @torch.no_grad()
 def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tuple[float, float]]:
-    """Gates of the general and of the specific neurons, for every pair, mean over the FFNs that it concerns.
+    """Average the gates of the general and of the specific neurons, for every pair, over the FFNs that it concerns.
 
     With `car="learned"` and `"token"` over the tokens that went through since the last call, in training mode; pairs
     without a token are left out. With `"paper"` and `"proportional"` the constants (eq. 6 to 8).
@@ -59,10 +59,9 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for layer in layers:
         blocks = layer.blocks(adapter_name)
-        car = blocks.layout.car
-        if car == "off":
+        if blocks.layout.car == "off":
             continue
-        if car in INPUT_DEPENDENT:
+        if blocks.layout.car in INPUT_DEPENDENT:
             gates = blocks.take_observed_gates()
         else:
             gates = {pair: gates_of_pair(blocks, pair) for pair in blocks.layout.language_pairs}
@@ -72,13 +71,13 @@ def mean_gates(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, tupl
 
 
 def training_metrics(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str, float]:
-    """Both of the above as scalars for a log: `change_{block}`, `gate_general_{pair}`, `gate_specific_{pair}`.
+    """Give both of the above as scalars for a log: `change_{block}`, `gate_general_{pair}`, `gate_specific_{pair}`.
 
     Args:
         layers: FFNs of a model; those that lack the adapter do not count.
         adapter_name: An adapter.
     """
-    concerned = [layer for layer in layers if adapter_name in layer.lander_blocks]
+    concerned = [layer for layer in layers if layer.holds(adapter_name)]
     metrics = {f"change_{block}": change for block, change in relative_changes(concerned, adapter_name).items()}
     for pair, (general, specific) in mean_gates(concerned, adapter_name).items():
         metrics |= {f"gate_general_{pair}": general, f"gate_specific_{pair}": specific}

@@ -6,14 +6,22 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from huggingface_hub import EvalResult, ModelCard
 
 from ..language_pair import languages_of, parse_pairs
 
-if TYPE_CHECKING:
-    from .config import LanderConfig
+
+class Carded(Protocol):
+    """What a card is told by an adapter's config."""
+
+    base_model_name_or_path: str | None
+    language_pairs: list[str] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All its fields."""
+
 
 _BEGIN, _END = "<!-- written by peft_landermt; text outside of these marks is kept -->", "<!-- peft_landermt -->"
 _TEMPLATE = "# Model Card for Model ID"
@@ -47,9 +55,7 @@ print(peft_landermt.translate(model, tokenizer, ["..."], "{pair}"))
 """
 
 
-def write_model_card(
-    config: LanderConfig, folder: Path, scores: Mapping[str, Mapping[str, float]] | None = None
-) -> None:
+def write_model_card(config: Carded, folder: Path, scores: Mapping[str, Mapping[str, float]] | None = None) -> None:
     """Write `README.md` into an adapter folder, or renew the part of it that an earlier call wrote.
 
     Args:
@@ -74,13 +80,13 @@ def _insert(text: str, ours: str) -> str:
     return ours + "\n" if _TEMPLATE in text or not text.strip() else f"{ours}\n\n{text.lstrip()}"
 
 
-def _base(config: LanderConfig) -> str | None:
+def _base(config: Carded) -> str | None:
     """Name of the base model; of a local folder only the last part, which tells nothing about a machine."""
     base = config.base_model_name_or_path
     return os.path.basename(base.rstrip("/")) if base and os.path.isabs(base) else base
 
 
-def _metadata(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _metadata(config: Carded, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     data: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "translation", "tags": ["lander", "translation"]}
     base = _base(config) or ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
@@ -96,18 +102,18 @@ def _metadata(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -
     return data
 
 
-def _text(config: LanderConfig, scores: Mapping[str, Mapping[str, float]]) -> str:
-    pairs = config.language_pairs or []
+def _text(config: Carded, scores: Mapping[str, Mapping[str, float]]) -> str:
+    pairs, fields = config.language_pairs or [], config.to_dict()
     lines = [f"| {pair} {name} | {value:.2f} |" for pair, row in scores.items() for name, value in row.items()]
     return _TEXT.format(
         title=f"LANDeRMT adapter for {', '.join(pairs) or 'translation'}",
         base=_base(config) or "the base model",
         pairs=", ".join(pairs) or "none named",
         pair=pairs[0] if pairs else "en-de",
-        car=config.car,
-        inactive=config.inactive_neurons,
-        tune=config.tune,
-        rank=config.general_rank,
-        signature=config.neuron_map_signature or "none: all neurons are general",
+        car=fields["car"],
+        inactive=fields["inactive_neurons"],
+        tune=fields["tune"],
+        rank=fields["general_rank"],
+        signature=fields["neuron_map_signature"] or "none: all neurons are general",
         scores="".join(line + "\n" for line in lines),
     )

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from peft.config import PeftConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
-
-from ..errors import ConfigError, UnknownOptionError
+from ..errors import ConfigError
 from ..ffn import FFNLayout
-from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
-from .card import write_model_card
-from .checks import check_counts, check_types, check_weights
-
-CarMode = Literal["off", "paper", "proportional", "token", "learned"]
-InactiveNeurons = Literal["keep", "drop"]
-Tune = Literal["pair", "general", "specific", "layers"]
-SaveDtype = Literal["fp32", "bf16"]
+from ..routed.config import RoutedConfig
+from .deltas import ROW_PER_PAIR
+from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Tune, check_counts
 
 FORMAT_VERSION = 1
-
-CHOICES = {"car": get_args(CarMode), "inactive_neurons": get_args(InactiveNeurons), "tune": get_args(Tune)}
-"""Fields of a config that take one of a few values, and these."""
-_NEEDS_MAP = ("paper", "proportional", "token")
+NEEDS_MAP = (*CONSTANT, "token")
+"""Values of `car` that are made of awareness."""
 
 
 @dataclass
-class LanderConfig(PeftConfig):
+class LanderConfig(RoutedConfig):
     """Configuration of a [`LanderModel`].
 
     Args:
@@ -85,6 +72,8 @@ class LanderConfig(PeftConfig):
             Filled from the neuron map: base, data, options and version of the detection.
         base_fingerprint (`str`, *optional*):
             Filled from the neuron map: identifies the base weights.
+        embedding_layers (`list[str]`, *optional*):
+            Filled when an adapter is saved: embedding layers that PEFT saved with it, because they were resized.
         format_version (`int`):
             Version of the adapter format.
 
@@ -96,90 +85,39 @@ class LanderConfig(PeftConfig):
     """
 
     neuron_map: NeuronMap | str | os.PathLike[str] | None = field(default=None, repr=False, compare=False)
-    language_pairs: list[str] | None = None
-    target_modules: list[str] | set[str] | str | None = None
-    exclude_modules: list[str] | set[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
     ffn_layout: dict[str, Any] | None = None
-    modules_to_save: list[str] | None = None
     init_weights: bool = True
     car: CarMode = "off"
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
-    general_rank: int | None = 16
-    save_dtype: SaveDtype | None = None
-    verify_base: bool = True
-    neuron_counts: dict[str, dict[str, Any]] | None = None
+    general_rank: int | None = field(default=16, metadata={"must be": "a positive integer, or None for whole rows"})
+    neuron_counts: dict[str, Any] | None = None
     neuron_map_signature: str | None = None
-    base_fingerprint: str | None = None
-    format_version: int = FORMAT_VERSION
 
-    def __new__(cls, *values: Any, **options: Any) -> LanderConfig:
-        # PEFT drops fields that it does not know with a warning; an adapter that loads otherwise than it was made
-        # would translate wrongly
-        known = {item.name for item in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise UnknownOptionError(name, options[name], "is no field of LanderConfig; see its documentation.")
-        return super().__new__(cls)
+    PEFT_TYPE: ClassVar[str] = "LANDER"
+    NEWEST_FORMAT: ClassVar[int] = FORMAT_VERSION
+    NOT_SAVED: ClassVar[tuple[str, ...]] = (*RoutedConfig.NOT_SAVED, "neuron_map")
+    FORM: ClassVar[tuple[str, ...]] = (*RoutedConfig.FORM, "car", "inactive_neurons", "tune", "general_rank")
+    SIZES: ClassVar[tuple[str, ...]] = ("language_pairs", "neuron_counts")
 
     def __post_init__(self) -> None:
-        check_types({item.name: getattr(self, item.name) for item in fields(self)})
         super().__post_init__()
-        self.peft_type = PeftType("LANDER")
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple)):
-                setattr(self, name, set(value))
+        if self.ffn_layout is not None:
+            self.ffn_layout = FFNLayout.from_dict(self.ffn_layout).to_dict()
         self._check_options()
         if isinstance(self.neuron_map, (str, os.PathLike)):
             self.neuron_map = NeuronMap.load(self.neuron_map)
-        if self.language_pairs is not None:
-            self.language_pairs = [str(pair) for pair in parse_pairs(self.language_pairs)]
         if self.neuron_map is not None:
             self._read_neuron_map(self.neuron_map)
         elif self.neuron_counts is not None:
             check_counts(self.neuron_counts, self.language_pairs)
 
-    # Files of adapters made by this config
-
-    _weights = "made"
-    """Where the adapter's weights are: `"made"` fresh, `"awaited"` after its config was read, `"loaded"`."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> LanderConfig:
-        """Read the config of an adapter folder or Hub repository; see `PeftConfig.from_pretrained`.
-
-        PEFT calls this before it touches a model, so the weights next to the config are looked at too.
-
-        Raises:
-            AdapterError: The weights are truncated, are no safetensors file, or lack a module of `modules_to_save`.
-        """
-        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        if os.path.isdir(folder):
-            check_weights(Path(folder), config.modules_to_save or [])
-        config._weights = "awaited"
-        return config
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json`, and a model card where the adapter's weights are, which PEFT saves before.
-
-        Each file is replaced only when the new one is whole.
-        """
-        os.makedirs(save_directory, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as folder:
-            super().save_pretrained(folder, **kwargs)
-            os.replace(os.path.join(folder, CONFIG_NAME), os.path.join(save_directory, CONFIG_NAME))
-        if os.path.exists(os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME)):
-            write_model_card(self, Path(save_directory))
-
     @classmethod
     def paper(cls, **options: Any) -> LanderConfig:
-        """The paper's literal choices; `options` are the other arguments of the class, and may override these.
+        """Make a config with the paper's literal choices.
+
+        Args:
+            options: The other arguments of the class; they may override these choices.
 
         Detect with `activation_statistic="mean"` and `normalize_awareness=False` for a literal neuron map too.
         """
@@ -199,54 +137,52 @@ class LanderConfig(PeftConfig):
     @property
     def changes_fresh_output(self) -> bool:
         """Whether a fresh adapter already changes the model's output."""
-        return self.car in ("paper", "proportional") or (self.inactive_neurons == "drop" and self.has_neuron_map)
+        return self.car in CONSTANT or (self.inactive_neurons == "drop" and self.has_neuron_map)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but the neuron map, which is not part of a saved adapter."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "neuron_map"}
-        return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    def take_over(self, other: RoutedConfig) -> None:
+        """Take from another adapter's config what describes its tensors, which are loaded now."""
+        super().take_over(other)
+        assert isinstance(other, LanderConfig)
+        self.neuron_map_signature = other.neuron_map_signature
+
+    def is_delta(self, key: str) -> bool:
+        """Whether a key names rows or factors, not indices nor what gates are made of."""
+        name = key.rpartition(".")[2]
+        return ".lander_blocks." in key and name not in ROW_PER_PAIR and not name.endswith("_neurons")
+
+    def block_layout(self, module: str, neurons: int, width: int) -> BlockLayout:
+        """Lay out the adapter's blocks at an FFN with p `neurons` and model width d, by the module's name."""
+        counts = (self.neuron_counts or {}).get(
+            module, {"general": neurons, "specific": {}, "language_pairs": self.language_pairs or ()}
+        )
+        return BlockLayout(
+            neurons=neurons,
+            width=width,
+            general=counts["general"],
+            specific=dict(counts["specific"]),
+            language_pairs=tuple(counts["language_pairs"]),
+            partitioned=self.has_neuron_map and self.tune != "layers",
+            car=self.car,
+            inactive_neurons=self.inactive_neurons,
+            tune=self.tune,
+            general_rank=self.general_rank,
+        )
 
     def _check_options(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(allowed)}.")
-        if self.ffn_layout is not None:
-            self.ffn_layout = FFNLayout.from_dict(self.ffn_layout).to_dict()
-        if self.save_dtype not in (None, "fp32", "bf16"):
-            raise ConfigError("save_dtype", self.save_dtype, "must be 'fp32' or 'bf16', or None for that of the base.")
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if value is not None and not value:
-                raise ConfigError(name, value, "names nothing; leave it out for the default.")
-            if isinstance(value, str):
-                try:
-                    re.compile(value)
-                except re.error as error:
-                    raise ConfigError(name, value, f"is no regular expression ({error}).") from error
-        if self.format_version > FORMAT_VERSION:
-            raise ConfigError(
-                "format_version",
-                self.format_version,
-                f"this version reads up to {FORMAT_VERSION}; update peft_landermt.",
-            )
+        if self.general_rank is not None and self.general_rank < 1:
+            raise ConfigError("general_rank", self.general_rank, "must be a positive integer, or None for whole rows.")
         if self.target_modules == "all-linear":
             raise ConfigError(
                 "target_modules", self.target_modules, "LANDER adapts whole FFN modules; name them, or leave this out."
             )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError("layers_pattern", self.layers_pattern, "give layers_to_transform too.")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ConfigError(
-                "layers_to_transform", self.layers_to_transform, "cannot be combined with a regular expression."
-            )
         with_map = self.neuron_map is not None or self.neuron_counts is not None
         if with_map and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform", self.layers_to_transform, "the neuron map chooses the layers.")
-        if not with_map and self.car in _NEEDS_MAP:
+        if not with_map and self.car in NEEDS_MAP:
             raise ConfigError("car", self.car, "needs a neuron_map, which holds the awareness that it is made of.")
         if not with_map and self.tune == "specific":
             raise ConfigError("tune", self.tune, "needs a neuron_map, which tells the specific neurons.")
-        if self.tune == "layers" and (self.car in _NEEDS_MAP or self.inactive_neurons == "drop"):
+        if self.tune == "layers" and (self.car in NEEDS_MAP or self.inactive_neurons == "drop"):
             raise ConfigError(
                 "tune",
                 self.tune,
@@ -266,18 +202,4 @@ class LanderConfig(PeftConfig):
         for layer, entry in enumerate(neuron_map.neurons):
             here = [pair for pair in pairs if layer in neuron_map.layers(str(pair))]
             if here:
-                self.neuron_counts[entry.name] = self._count(neuron_map, layer, here)
-
-    def _count(self, neuron_map: NeuronMap, layer: int, pairs: list[LanguagePair]) -> dict[str, Any]:
-        neurons = int(neuron_map.neurons[layer].owner.shape[0])
-        counts = {language: len(neuron_map.specific(layer, language)) for language in languages_of(pairs)}
-        if self.tune == "layers":
-            counts = {}
-        return {
-            "layer": layer,
-            "neurons": neurons,
-            "width": neuron_map.width,
-            "general": neurons if self.tune == "layers" else len(neuron_map.general(layer)),
-            "specific": {language: count for language, count in counts.items() if count},
-            "language_pairs": [str(pair) for pair in pairs],
-        }
+                self.neuron_counts[entry.name] = Counts.of_map(neuron_map, layer, here, self.tune)._asdict()

@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes into, and whether the model is the one it was made for."""
+"""Which modules of a model a LANDER adapter goes into, and whether the model is the one it was made for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import ArchitectureError, ConfigError, NeuronMapError
 from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
+from ..routed.projection import RoutedLinear
 from .config import LanderConfig
 from .layer import LanderFFN
 
@@ -50,20 +51,18 @@ def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
         if key in targets and config.layers_to_transform is not None:
             # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
             targets, key = {"ffn"}, f"{key}.ffn"
-        matched.target_modules = targets
+        matched.target_modules = targets  # type: ignore[assignment]
     return BaseTuner._check_target_module_exists(matched, key)
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
-    """The model, as a view in which adapted FFNs show as the FFNs they wrap."""
+    """The model, as a view in which adapted modules show as those they wrap."""
     view = nn.Module()
     for name, module in model.named_children():
-        if isinstance(module, LanderFFN):
-            view.add_module(name, module.base_layer)
-        elif any(isinstance(child, LanderFFN) for child in module.modules()):
-            view.add_module(name, without_adapters(module))
-        else:
-            view.add_module(name, module)
+        if isinstance(module, (LanderFFN, RoutedLinear)):
+            module = module.base_layer
+        routed = any(isinstance(child, (LanderFFN, RoutedLinear)) for child in module.modules())
+        view.add_module(name, without_adapters(module) if routed else module)
     return view
 
 
@@ -106,7 +105,11 @@ def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
 
 
 def check_options(config: LanderConfig, ffn: FFN) -> None:
-    """Options that not every FFN can have."""
+    """Check options that not every FFN can have.
+
+    Raises:
+        ConfigError: The rank is larger than the model width, or the gate needs an FFN that is a module of its own.
+    """
     if config.general_rank is not None and config.general_rank > ffn.width:
         raise ConfigError(
             "general_rank", config.general_rank, f"is larger than the model width {ffn.width}; None means whole rows."
@@ -118,15 +121,23 @@ def check_options(config: LanderConfig, ffn: FFN) -> None:
 
 
 def check_base(config: LanderConfig, model: nn.Module) -> None:
-    """A neuron map made for another base shows in names or sizes."""
+    """Check that names, sizes and weights are those of the base that a neuron map was made for.
+
+    Raises:
+        NeuronMapError: They are not.
+        ConfigError: The weights cannot be compared because they hold a merged adapter.
+    """
+    if config.neuron_counts is None:
+        return
+    plain = without_adapters(model)
     modules = dict(model.named_modules())
     if isinstance(config.neuron_map, NeuronMap):
-        available = len(find_ffns(without_adapters(model), config.layout))
+        available = len(find_ffns(plain, config.layout))
         if available != config.neuron_map.num_layers:
             raise NeuronMapError(
                 "neuron_map", f"{config.neuron_map.num_layers} FFN layers", f"the model has {available}; detect on it."
             )
-    for key, counts in (config.neuron_counts or {}).items():
+    for key, counts in config.neuron_counts.items():
         if key not in modules:
             raise NeuronMapError("neuron_map", key, "the model has no such module; detect neurons on this model.")
         ffn = as_ffn(modules[key], key, config.layout)
@@ -135,14 +146,11 @@ def check_base(config: LanderConfig, model: nn.Module) -> None:
                 raise NeuronMapError(
                     "neuron_map", f"{key}: {name}={made_for}", f"the model has {name}={has}; detect neurons on it."
                 )
-
-
-def check_fingerprint(config: LanderConfig, model: nn.Module) -> None:
     if config.base_fingerprint is None or not config.verify_base:
         return
     if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
         raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
-    found = fingerprint(without_adapters(model), config.layout)
+    found = fingerprint(plain, config.layout)
     if found is not None and found != config.base_fingerprint:
         raise NeuronMapError(
             "base_fingerprint",

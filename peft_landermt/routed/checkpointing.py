@@ -1,0 +1,51 @@
+"""Gradient checkpointing: the backward pass recomputes a layer, after the call has returned and in another thread; the
+call goes along, since what the layer computed depends on it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .call import Call, current_call, entered
+from .routing import Routing
+
+_FUNCTION = "_gradient_checkpointing_func"
+"""Where transformers keeps what a module checkpoints its forward with."""
+
+
+class CheckpointWithCall:
+    """A checkpoint function that has the recomputation see the call of the forward pass.
+
+    Args:
+        original: The checkpoint function.
+        routing: Routing of the model.
+    """
+
+    def __init__(self, original: Any, routing: Routing) -> None:
+        self.original, self.routing = original, routing
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        call = current_call(self.routing)
+        return self.original(function if call is None else partial(_run, call, function), *args, **kwargs)
+
+
+def _run(call: Call, function: Any, *args: Any, **kwargs: Any) -> Any:
+    with entered(call):
+        return function(*args, **kwargs)
+
+
+def bind_calls_to_checkpoints(model: nn.Module, routing: Routing) -> None:
+    """Give every module of a model that is checkpointed a [`CheckpointWithCall`]; once is enough."""
+    for module in model.modules():
+        function = module.__dict__.get(_FUNCTION)
+        if function is not None and not isinstance(function, CheckpointWithCall):
+            module.__dict__[_FUNCTION] = CheckpointWithCall(function, routing)
+
+
+def release_checkpoints(model: nn.Module) -> None:
+    """Undo [`bind_calls_to_checkpoints`]."""
+    for module in model.modules():
+        if isinstance(function := module.__dict__.get(_FUNCTION), CheckpointWithCall):
+            module.__dict__[_FUNCTION] = function.original
