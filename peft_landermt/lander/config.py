@@ -76,6 +76,8 @@ class LanderConfig(RoutedConfig):
             Filled when an adapter is saved: embedding layers that PEFT saved with it, because they were resized.
         format_version (`int`):
             Version of the adapter format.
+        digest (`str`, *optional*):
+            Filled when an adapter is saved: binds the config to its weights, so that a mix of two saves is refused.
 
     Raises:
         ArchitectureError: `ffn_layout` is no layout.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
 from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
+from ..routed import targets as routed
 from ..routed.projection import RoutedLinear
 from .config import LanderConfig
 from .layer import LanderFFN
@@ -52,7 +53,7 @@ def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
             # the FFN's projections sit on the decoder layer; PEFT looks for its index before the last dot
             targets, key = {"ffn"}, f"{key}.ffn"
         matched.target_modules = targets  # type: ignore[assignment]
-    return BaseTuner._check_target_module_exists(matched, key)
+    return routed.is_target(matched, key)
 
 
 def without_adapters(model: nn.Module) -> nn.Module:

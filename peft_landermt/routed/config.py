@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import regex
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 
 from ..errors import AdapterError, ConfigError, UnknownOptionError
 from ..language_pair import parse_pairs
 from .card import write_model_card
-from .folder import PREFIX, AdapterFolder, LoadedState
+from .folder import PREFIX, AdapterFolder, LoadedState, bind_to_weights
 from .schema import check_fields
 
 SaveDtype = Literal["fp32", "bf16"]
@@ -43,6 +43,7 @@ class RoutedConfig(PeftConfig):
     verify_base: bool = True
     base_fingerprint: str | None = None
     format_version: int = 1
+    digest: str | None = field(default=None, repr=False, compare=False)
     source: AdapterFolder | LoadedState | None = field(default=None, init=False, repr=False, compare=False)
 
     PEFT_TYPE: ClassVar[str]
@@ -78,6 +79,11 @@ class RoutedConfig(PeftConfig):
         self.peft_type = PeftType(self.PEFT_TYPE)
         for name in ("target_modules", "exclude_modules"):
             self._check_names(name, getattr(self, name))
+        for name in ("modules_to_save", "layers_pattern"):
+            given = getattr(self, name)
+            for each in [given] if isinstance(given, str) else given or ():
+                if not regex.fullmatch(r"[\w.]+", each):  # PEFT puts them into patterns of its own
+                    raise ConfigError(name, each, "must be the end of a module's name.")
         if self.format_version > self.NEWEST_FORMAT:
             raise ConfigError(
                 "format_version",
@@ -96,8 +102,8 @@ class RoutedConfig(PeftConfig):
             raise ConfigError(name, value, "names nothing; leave it out for the default.")
         if isinstance(value, str):
             try:
-                re.compile(value)
-            except re.error as error:
+                regex.compile(value)
+            except regex.error as error:
                 raise ConfigError(name, value, f"is no regular expression ({error}).") from error
         elif value is not None:
             setattr(self, name, set(value))
@@ -158,10 +164,13 @@ class RoutedConfig(PeftConfig):
         directory.mkdir(parents=True, exist_ok=True)
         has_weights = (directory / SAFETENSORS_WEIGHTS_NAME).exists()
         saved = copy.copy(self)
+        saved.digest = None
         if has_weights:
             saved.embedding_layers = self._embeddings_among(AdapterFolder(directory).keys())
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as folder:
             super(RoutedConfig, saved).save_pretrained(folder, **kwargs)
+            if has_weights:
+                bind_to_weights(Path(folder, CONFIG_NAME), directory / SAFETENSORS_WEIGHTS_NAME)
             os.replace(os.path.join(folder, CONFIG_NAME), directory / CONFIG_NAME)
         if has_weights:
             write_model_card(self, directory)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,29 @@ class AdapterFolder:
             )
         return path
 
+    def check_digest(self) -> None:
+        """Check that config and weights were saved together and not changed since; warn where that cannot be told.
+
+        Raises:
+            AdapterError: They were not.
+        """
+        weights = self.weights()
+        path = weights.with_name(CONFIG_NAME)  # the Hub's client keeps the files of a revision together
+        values = json.loads(path.read_bytes()) if path.is_file() else {}
+        if values.get("digest") is None:
+            warnings.warn(
+                f"{path.parent} has no digest, as folders that were saved by an earlier version: whether its config "
+                "and weights belong together cannot be checked.",
+                stacklevel=3,
+            )
+        elif values["digest"] != digest_of(values, weights):
+            raise AdapterError(
+                "digest",
+                values["digest"],
+                f"the config and weights in {path.parent} were not saved together, or were changed or damaged since; "
+                "save or download both anew. If you changed the config yourself, take the digest out of it.",
+            )
+
     def keys(self) -> list[str]:
         """List the names of the tensors.
 
@@ -163,9 +188,41 @@ class LoadedState:
         """The tensors."""
         return self._state
 
+    def check_digest(self) -> None:
+        """Do nothing: no file is read."""
+
 
 def _damaged(path: Path, error: Exception) -> AdapterError:
     return AdapterError("adapter", str(path), f"is truncated or damaged ({error}); save or download it anew.")
+
+
+def digest_of(values: Mapping[str, Any], weights: Path) -> str:
+    """Bind a config to its weights: 64 hexadecimal digits that change with every byte of the weights and every field.
+
+    Fields that say where the base is and how the adapter is used may change; the others decide what it computes.
+    """
+    free = {
+        "digest",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "auto_mapping",
+        "verify_base",
+        "save_dtype",
+    }
+    bound = {name: value for name, value in values.items() if name not in free}
+    found = hashlib.sha256(json.dumps(bound, sort_keys=True).encode())
+    with open(weights, "rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def bind_to_weights(config: Path, weights: Path) -> None:
+    """Write the digest of a config and its weights into the config."""
+    values = json.loads(config.read_bytes())
+    values["digest"] = digest_of(values, weights)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True))
 
 
 def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

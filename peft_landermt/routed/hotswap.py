@@ -40,5 +40,6 @@ def hotswap_adapter(
     weights = dict(config.source.tensors())
     others = len(model.peft_config) > 1
     check_state(weights, *expected_to_replace(model, config, adapter_name), others_loaded=others)
+    config.source.check_digest()
     set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
     current.take_over(config)

@@ -127,6 +127,7 @@ def _load_adapter(original: Any, model: PeftModel, model_id: Any, adapter_name: 
         if loaded.source is None or loaded.source.name != new.source.name:  # else checked before it was put in
             others = len(model.peft_config) > 1
             check_state(new.source.tensors(), *expected_to_replace(model, new, adapter_name), others_loaded=others)
+            new.source.check_digest()
         result = original(model, model_id, adapter_name, *args, **kwargs)
         loaded.take_over(new)
         return result

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import regex
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -37,6 +41,29 @@ def check_adapter_name(adapter_name: str, configs: Mapping[str, RoutedConfig], m
             adapter_name,
             "is a part of keys that PEFT saves with adapters, and it would drop these; take another name.",
         )
+
+
+def is_target(config: RoutedConfig, key: str) -> Any:
+    """Whether a config's names and patterns choose a module: what PEFT answers, which is true or a match where so.
+
+    Patterns come from files, too, so they are matched within a time limit.
+
+    Args:
+        config: Of the adapter; it names `target_modules`.
+        key: The module's name.
+
+    Raises:
+        ConfigError: Matching takes longer than a second.
+    """
+    plain = copy.copy(config)
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(pattern := getattr(config, field), str):
+            try:
+                found = regex.fullmatch(pattern, key, timeout=1.0)
+            except TimeoutError as error:
+                raise ConfigError(field, pattern, f"takes too long to match {key!r}; name the modules.") from error
+            setattr(plain, field, {key if found else "-"})  # no module has this name
+    return BaseTuner._check_target_module_exists(plain, key)
 
 
 def saved_modules(model: nn.Module, config: RoutedConfig) -> Iterator[tuple[str, nn.Module]]:

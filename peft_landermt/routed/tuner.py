@@ -64,6 +64,7 @@ class RoutedTuner(BaseTuner):
         if (source := peft_config.source) is not None:
             expected = expected_in_file(peft_config, model, plan, type(self).blocks_name())
             check_state(source.tensors(), *expected, others_loaded=len(self.peft_config) > 1)
+            source.check_digest()
 
     @classmethod
     def blocks_name(cls) -> str:
