@@ -15,9 +15,10 @@ from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_base
-from ..errors import AdapterError, ConfigError, CorpusError
+from ..errors import AdapterError, ConfigError
 from ..seq2seq import is_encoder_decoder
 from ..translation import TranslationScores
+from ..translation.lines import read_text_lines
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -115,13 +116,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_lines(path: str) -> list[str]:
-    """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
-    return read_text(path).rstrip("\n").split("\n")
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 text file, without the byte order mark that some editors write."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError("file", path, f"is not UTF-8 ({error}); convert it.") from error
+    """Lines of a text file without their ends; empty lines at the end are left out."""
+    lines = read_text_lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines

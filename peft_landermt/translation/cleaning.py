@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from ..errors import CorpusError
-from ..language_pair import parse_language, parse_pair
-from .composing import MAX_DECOMPOSED, compose, has_too_many_marks
+from ..language_pair import LanguagePair, parse_language, parse_pair
+from .composing import MAX_DECOMPOSED, has_too_many_marks
 from .corpus import Corpus
 from .examples import TranslationExample, remove, store
 from .identification import may_be
@@ -86,13 +88,14 @@ def clean(
 
     def passing() -> Iterator[TranslationExample]:
         for raw in corpus:
-            example, rule = _normalised(raw, max_characters)
-            rule = rule or _broken_rule(example, max_characters, max_length_ratio, check_languages)
-            if rule is None:
+            example = _normalised(raw, max_characters)
+            if example is None:
+                removed["too_long"] += 1
+            elif rule := _broken_rule(example, max_characters, max_length_ratio, check_languages):
+                removed[rule] += 1
+            else:
                 digests.extend(_digest(example))
                 yield example
-            else:
-                removed[rule] += 1
 
     kept = store(passing())
     first = _first_of_equals(digests)
@@ -106,19 +109,22 @@ def clean(
     return Corpus(kept, Counter(corpus.skipped)), CleaningReport(len(kept), removed)
 
 
-def _normalised(raw: TranslationExample, max_characters: int) -> tuple[TranslationExample, str | None]:
-    """The example in normal form; or, as it is, with the rule that it breaks if so much work would not be worth it."""
+def _normalised(raw: TranslationExample, max_characters: int) -> TranslationExample | None:
+    """The example in normal form; None if it is too long, told before that work."""
     source, target = (" ".join(text.split()) for text in (raw.source, raw.target))
+    if not source or not target:
+        return TranslationExample(source, target, raw.language_pair)
     if max(len(source), len(target)) > MAX_DECOMPOSED * max_characters:
-        return raw, "too_long" if source and target else "empty"
+        return None
     if has_too_many_marks(source) or has_too_many_marks(target):
-        return raw, "too_long" if source and target else "empty"
-    return TranslationExample(compose(source), compose(target), raw.language_pair), None
+        return None
+    source, target = unicodedata.normalize("NFC", source), unicodedata.normalize("NFC", target)
+    return TranslationExample(source, target, raw.language_pair)
 
 
 def _digest(example: TranslationExample) -> bytes:
     """16 bytes that stand for an example: two that differ have the same about once in 10^38."""
-    text = "\0".join((example.language_pair, example.source, example.target))
+    text = "\0".join((example.language_pair, str(len(example.source)), example.source, example.target))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -141,8 +147,8 @@ def _broken_rule(
         return "empty"
     if max(len(source), len(target)) > max_characters:
         return "too_long"
-    pair = parse_pair(example.language_pair)
-    shorter, longer = sorted((_weighted_length(source, pair.source), _weighted_length(target, pair.target)))
+    pair, weights = _weighed(example.language_pair)
+    shorter, longer = sorted((len(source) * weights[0], len(target) * weights[1]))
     if longer > _RATIO_MIN_CHARACTERS and longer > max_length_ratio * shorter:
         return "length_ratio"
     if source.casefold() == target.casefold():
@@ -152,8 +158,12 @@ def _broken_rule(
     return None
 
 
-def _weighted_length(text: str, language: str) -> int:
-    return len(text) * _CHARACTER_WEIGHTS.get(parse_language(language).written_in, 1)
+@lru_cache(4096)
+def _weighed(language_pair: str) -> tuple[LanguagePair, tuple[int, int]]:
+    """A pair, and what a character of its source and of its target counts."""
+    pair = parse_pair(language_pair)
+    source, target = (_CHARACTER_WEIGHTS.get(parse_language(language).written_in, 1) for language in pair)
+    return pair, (source, target)
 
 
 def _describe(removed: dict[str, int]) -> str:

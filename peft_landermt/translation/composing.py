@@ -19,15 +19,19 @@ def compose(text: str) -> str:
 
     NFC sorts such marks, which takes time that grows with the square of their number; they stay as they are.
     """
-    if text.isascii():
-        return text
+    if not has_too_many_marks(text):
+        return unicodedata.normalize("NFC", text)
     pieces = _marks().split(text)
     return "".join(piece if place % 2 else unicodedata.normalize("NFC", piece) for place, piece in enumerate(pieces))
 
 
 def has_too_many_marks(text: str) -> bool:
     """Whether more than `MAX_MARKS` combining marks follow one another."""
-    return not text.isascii() and _marks().search(text) is not None
+    return not text.isascii() and _SYMBOLS.search(text) is not None and _marks().search(text) is not None
+
+
+# a much faster search than that for marks, which are all symbols to it
+_SYMBOLS = re.compile(rf"[^\w\s]{{{MAX_MARKS + 1}}}")
 
 
 @cache
