@@ -41,8 +41,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
         parser.add_argument("--adapter", help="adapter folder or Hub id; without it, the base model is used")
 
 
-def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model and its tokenizer, as the options say."""
+def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on disk."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -50,7 +50,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     device = options.device or (alone if state is None else str(state.device))
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_base(options.model, dtype, device)
+    return load_base(options.model, "auto" if as_stored and options.dtype == "auto" else dtype, device)
 
 
 def processes(options: argparse.Namespace) -> PartialState | None:
@@ -71,9 +71,9 @@ def task_type(model: Any) -> str:
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
-def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model with `--adapter`, if one is named, and its tokenizer."""
-    model, tokenizer = load_model(options)
+def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
 
