@@ -16,7 +16,7 @@ from .examples import COLUMNS, FEATURES, StoredExamples, TranslationExample, sto
 NOT_UTF8 = "not UTF-8"
 MISSING_COLUMN = "missing column"
 NUL = "NUL character"
-"""No text holds one, but every line of a file in UTF-16 without a byte order mark does."""
+"""No text holds one."""
 
 Outcome = tuple[str, str] | str
 """What a row gives: its source and target, or the reason why it is skipped."""
@@ -28,7 +28,7 @@ class Corpus:
 
     Attributes:
         examples: The usable rows. Their text is as in the file, and may be empty; see [`clean`]. A list, or, beyond
-            four million characters, a sequence that is read from disk.
+            a few million characters, a sequence that is read from disk.
         skipped: Number of rows left out, by reason: "not UTF-8", "NUL character", "empty line", "missing column",
             "not JSON", "not a JSON object", "not text" (null, a number), "other language pair", "other script or
             region" (TMX).

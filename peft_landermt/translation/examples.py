@@ -23,6 +23,8 @@ FEATURES = Features({name: Value("string") for name in COLUMNS})
 
 IN_MEMORY = 4_000_000
 """Characters up to which examples stay a list; also how many, about, are written or read at once."""
+_ROW = 100
+"""Characters that an example counts for itself; a list of short ones is mostly that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _chunks(examples: Iterable[TranslationExample]) -> Iterator[list[Translation
     characters = 0
     for example in examples:
         chunk.append(example)
-        characters += len(example.source) + len(example.target)
+        characters += len(example.source) + len(example.target) + _ROW
         if characters > IN_MEMORY:
             yield chunk
             chunk, characters = [], 0

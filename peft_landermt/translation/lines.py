@@ -60,14 +60,16 @@ def read_text_lines(path: str | None) -> list[str]:
 def read_lines(path: str | os.PathLike[str], field: str) -> Iterator[str | None]:
     """Lines of a file, unpacked if its name ends in `.gz`, without their ends; None for one that is not UTF-8.
 
-    A byte order mark is no text; with that of UTF-16 or UTF-32, the file is read as such.
+    A byte order mark is no text; with that of UTF-16 or UTF-32, the file is read as such. Without one, such files are
+    refused: next to every line end they have a NUL character.
 
     Args:
         path: The file.
         field: Name of the argument that `path` came from, for errors.
 
     Raises:
-        CorpusError: The file cannot be read, unpacks to too much, or a line is too long.
+        CorpusError: The file cannot be read or unpacks to too much, or a line is too long, or begins or ends with a
+            NUL character.
     """
     name = os.fspath(path)
     with opened(name, field) as file:
@@ -108,8 +110,16 @@ def _lines(file: Any, field: str, name: str) -> Iterator[str | None]:
             raise CorpusError(
                 field, name, f"line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; give one sentence a line."
             )
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        if line.startswith(b"\0") or line.endswith(b"\0"):
+            raise CorpusError(
+                field,
+                name,
+                f"line {number} begins or ends with a NUL character, as in UTF-16 without a byte order mark; convert "
+                "the file to UTF-8.",
+            )
         try:
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            yield line.decode("utf-8")
         except UnicodeDecodeError:
             yield None
 
