@@ -102,7 +102,7 @@ def clean(
     removed["duplicate"] = len(first) - int(first.sum())
     if removed["duplicate"]:
         repeated, kept = kept, store(itertools.compress(kept, first))
-        remove(repeated)
+        remove(getattr(repeated, "path", None))
     if not kept:
         remedy = f"cleaning leaves none of them ({_describe(removed)}); check the corpus and the limits."
         raise CorpusError("corpus", f"{len(corpus)} sentence pairs", remedy)

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,26 +94,28 @@ def store(examples: Iterable[TranslationExample]) -> Sequence[TranslationExample
     first, second = next(chunks, []), next(chunks, None)
     if second is None:
         return first
-    descriptor, path = tempfile.mkstemp(suffix=".arrow", dir=_folder())
+    path = None
     try:
-        with os.fdopen(descriptor, "wb") as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as writer:
+        path = os.path.join(_folder(), f"{uuid.uuid4()}.arrow")
+        with open(path, "xb") as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as writer:
             for chunk in itertools.chain([first, second], chunks):
                 columns = [pa.array([getattr(example, name) for example in chunk], pa.string()) for name in COLUMNS]
                 writer.write_batch(pa.record_batch(columns, schema=FEATURES.arrow_schema))
-    except BaseException as error:
-        remove(StoredExamples(path))
-        if isinstance(error, (OSError, UnicodeEncodeError)):
-            remedy = f"cannot be kept on disk ({error}); the variable TMPDIR names the folder for it."
-            raise CorpusError("corpus", path, remedy) from error
+    except (OSError, UnicodeEncodeError) as error:
+        remove(path)
+        remedy = f"cannot be kept on disk ({error}); the variable TMPDIR names the folder for it."
+        raise CorpusError("corpus", path or tempfile.gettempdir(), remedy) from error
+    except BaseException:
+        remove(path)
         raise
     return StoredExamples(path)
 
 
-def remove(examples: Sequence[TranslationExample]) -> None:
-    """Delete the file of examples that nobody has seen."""
-    if isinstance(examples, StoredExamples):
+def remove(path: str | None) -> None:
+    """Delete a file of examples that nobody has seen."""
+    if path is not None:
         with suppress(OSError):  # it is deleted with its folder at the end, if not now
-            os.unlink(examples.path)
+            os.unlink(path)
 
 
 def _chunks(examples: Iterable[TranslationExample]) -> Iterator[list[TranslationExample]]:
