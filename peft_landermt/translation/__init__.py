@@ -7,7 +7,7 @@ from .data_sets import read_corpus, read_dataset
 from .decoding import translate
 from .examples import TranslationExample
 from .files import read_jsonl, read_moses, read_tsv
-from .scoring import TranslationScores, evaluate_translation, score_translations
+from .scoring import TranslationScores, evaluate_translation, metrics_for, score_translations
 from .templates import TEMPLATES, build_prompt
 from .tmx import read_tmx
 from .trainer import LanderTrainer
@@ -23,6 +23,7 @@ __all__ = [
     "build_prompt",
     "clean",
     "evaluate_translation",
+    "metrics_for",
     "read_corpus",
     "read_dataset",
     "read_jsonl",

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import evaluate_translation, translate
 from peft_landermt.errors import ConfigError, CorpusError, LanguagePairError
-from peft_landermt.translation import score_translations
-from peft_landermt.translation.scoring import bleu_tokenizer_for, metrics_for
+from peft_landermt.translation import metrics_for, score_translations
+from peft_landermt.translation.scoring import bleu_tokenizer_for
 
 from ..conftest import SENTENCES, build_model
 from ..tuner.helpers import join_processes
