@@ -15,9 +15,10 @@ from peft import PeftModel
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_base
-from ..errors import AdapterError, ConfigError, CorpusError
+from ..errors import AdapterError, ConfigError
 from ..seq2seq import is_encoder_decoder
 from ..translation import TranslationScores
+from ..translation.lines import read_text_lines
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -40,8 +41,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
         parser.add_argument("--adapter", help="adapter folder or Hub id; without it, the base model is used")
 
 
-def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model and its tokenizer, as the options say."""
+def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on disk."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -49,7 +50,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     device = options.device or (alone if state is None else str(state.device))
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_base(options.model, dtype, device)
+    return load_base(options.model, "auto" if as_stored and options.dtype == "auto" else dtype, device)
 
 
 def processes(options: argparse.Namespace) -> PartialState | None:
@@ -70,9 +71,9 @@ def task_type(model: Any) -> str:
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
-def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model with `--adapter`, if one is named, and its tokenizer."""
-    model, tokenizer = load_model(options)
+def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
 
@@ -115,13 +116,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_lines(path: str) -> list[str]:
-    """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
-    return read_text(path).rstrip("\n").split("\n")
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 text file, without the byte order mark that some editors write."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError("file", path, f"is not UTF-8 ({error}); convert it.") from error
+    """Lines of a text file without their ends; empty lines at the end are left out."""
+    lines = read_text_lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from ..translation import translate
-from .options import add_model_options, load_adapted_model, read_text
+from ..translation.lines import read_text_lines
+from .options import add_model_options, load_adapted_model
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,8 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    text = read_text(options.input) if options.input else sys.stdin.read()
-    lines = text.removesuffix("\n").split("\n") if text else []  # empty ones too: line n is that of the input
+    lines = read_text_lines(options.input)  # empty ones too: line n is that of the input
     model, tokenizer = load_adapted_model(options)
     for line in translate(
         model, tokenizer, lines, options.pair, batch_size=options.batch_size, num_beams=options.num_beams

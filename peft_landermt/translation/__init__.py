@@ -2,12 +2,14 @@
 
 from .cleaning import CleaningReport, clean
 from .collator import TranslationCollator
-from .corpus import Corpus, TranslationExample
+from .corpus import Corpus
 from .data_sets import read_corpus, read_dataset
 from .decoding import translate
-from .files import read_jsonl, read_moses, read_tmx, read_tsv
-from .scoring import TranslationScores, evaluate_translation, score_translations
+from .examples import TranslationExample
+from .files import read_jsonl, read_moses, read_tsv
+from .scoring import TranslationScores, evaluate_translation, metrics_for, score_translations
 from .templates import TEMPLATES, build_prompt
+from .tmx import read_tmx
 from .trainer import LanderTrainer
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "build_prompt",
     "clean",
     "evaluate_translation",
+    "metrics_for",
     "read_corpus",
     "read_dataset",
     "read_jsonl",
