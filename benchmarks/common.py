@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_landermt import NeuronMap
+from peft_landermt import NeuronMap, __version__
 from peft_landermt.ffn import find_ffns
 
 PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
 """The options of `LanderConfig.paper`."""
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu")
 
 _LLAMA = {"model_type": "llama", "num_key_value_heads": 4, "num_attention_heads": 4, "vocab_size": 512}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -210,8 +210,9 @@ def provenance() -> dict[str, Any]:
             ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
         ).stdout.strip()
 
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {**versions, "peft_landermt": __version__},
         "commit": git("rev-parse", "--short", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--", "peft_landermt", "benchmarks")),
         "hardware": {

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,10 @@ import torch
 from common import ffn_projections, languages_of, plain_text_loss, read_flores, read_test, read_training_rows
 from gradients import gradient_norms, layers_by_gradient
 from houlsby import add_bottlenecks
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
-from transformers import TrainingArguments, set_seed
+from peft import LoraConfig, get_peft_model, initialize_lora_eva_weights, inject_adapter_in_model
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from peft_landermt import (
     LanderConfig,
@@ -46,6 +49,8 @@ CONTROLS = ("", "random neurons", "random layers", "first layers", "middle layer
 CALIBRATION, GRADIENTS, DEVELOPMENT, SHOTS = (1, 32), (1, 8), (101, 140), (141, 145)
 """Lines of FLORES-200 devtest for neuron detection, for choosing layers by gradients, for the learning rate and for
 examples in the prompt. Lines up to 200 are never scored."""
+START_ROWS = 128
+"""Training rows that EVA and LoRA-GA look at to begin with."""
 Keep = Callable[[str, str, list[str]], None]
 """Takes a test set, a direction and the translations."""
 
@@ -63,12 +68,14 @@ class Run:
         batch_size: Rows of a batch.
         accumulation: Batches of an optimizer step.
         sampling: Which rows share a batch, as in `TrainingArguments.train_sampling_strategy`.
-        epochs: Passes over the rows.
+        epochs: Passes over the rows; what is kept is the adapter after the one with the lowest development loss.
+        schedule: Of the learning rate after a warm-up of 6% of the first epoch, as in `TrainingArguments`. With
+            `"constant_with_warmup"` a run of three epochs also tells what one and two give.
         templates: How many of the ten prompt templates are drawn from.
         seed: Of initial weights, order and templates; and of `control`.
         detection: Options of `detect_neurons`.
         options: Options of `LanderConfig`, of `LoraConfig`, or of `add_bottlenecks`.
-        row_lr_ratio: Learning rate of rows beside factors.
+        trainer: Options of `LanderTrainer`.
         control: Something of the same size in place of what was detected; one of `CONTROLS`.
     """
 
@@ -80,16 +87,28 @@ class Run:
     batch_size: int = 8
     accumulation: int = 1
     sampling: str = "group_by_length"
-    epochs: float = 1
+    epochs: int = 1
+    schedule: str = "cosine"
     templates: int = 1
     seed: int = 0
     detection: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    row_lr_ratio: float = 0.03
+    trainer: Mapping[str, Any] = field(default_factory=lambda: {"row_lr_ratio": 0.03})
     control: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, result: Mapping[str, Any]) -> Run:
+        """The run that a line of results is of."""
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        values = {name: value for name, value in result.items() if name in names}
+        if "row_lr_ratio" in result:  # lines from before there were other options
+            values["trainer"] = {"row_lr_ratio": result["row_lr_ratio"]}
+        for name in ("pairs", "learning_rates"):
+            values[name] = tuple(values[name])
+        return cls(**values)
 
     @property
     def form(self) -> str:
@@ -108,14 +127,17 @@ class Run:
     def key(self) -> str:
         """Identifies a run among results: runs that differ in nothing that matters to them have one key."""
         values = self.to_dict()
-        if self.method in UNTRAINED:
-            values = {"method": self.method}
-        elif not self.detects:
-            values.pop("detection")
+        values |= values.pop("trainer")
         if self.method not in LANDER:
-            values.pop("control", None)
+            values.pop("control")
         if self.method not in LANDER or self.form != "both":
             values.pop("row_lr_ratio", None)
+        if not self.detects:
+            values.pop("detection")
+        if self.schedule == "cosine":  # runs from before there was a choice have keys too
+            values.pop("schedule")
+        if self.method in UNTRAINED:
+            values = {"method": self.method}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -185,8 +207,8 @@ class Workbench:
             found.save(path)
         return found
 
-    def make(self, run: Run) -> Any:
-        """A fresh copy of the base with the method's adapter."""
+    def make(self, run: Run, rows: int) -> Any:
+        """A fresh copy of the base with the method's adapter; a start by data looks at these rows of a direction."""
         set_seed(run.seed)
         model = copy.deepcopy(self.base)
         if run.method in LORA:
@@ -195,7 +217,7 @@ class Workbench:
                 options["target_modules"] = ffn_projections(model, self.neuron_map(run), run.pairs)
             elif run.method == "lora-attention":
                 options["exclude_modules"] = ffn_projections(model)
-            model = get_peft_model(model, lora(**options))
+            model = self._start(model, lora(**options), run, rows)
         if run.method in ("adapter", "adapter-lora"):
             if run.method == "adapter":
                 model.requires_grad_(False)
@@ -214,26 +236,61 @@ class Workbench:
                     weight.requires_grad_(True)
         return model
 
-    def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> float:
-        """Train in place on the first `rows` sentence pairs of every direction; return the seconds it took."""
+    def _start(self, model: Any, config: LoraConfig, run: Run, rows: int) -> Any:
+        """The model with LoRA, started as its config says; EVA and LoRA-GA look at training rows in random order."""
+        if config.init_lora_weights not in ("eva", "lora_ga"):
+            return get_peft_model(model, config)
+        drawn = read_training_rows(self.data, list(run.pairs), rows)
+        random.Random(run.seed).shuffle(drawn)
+        collator = TranslationCollator(self.tokenizer, templates=TEMPLATES[: run.templates], seed=run.seed)
+        batches = []
+        for first in range(0, min(len(drawn), START_ROWS), run.batch_size):
+            batch = collator(drawn[first : first + run.batch_size])
+            batch.pop("language_pairs")
+            batches.append({name: tensor.to(self.device) for name, tensor in batch.items()})
+
+        def pass_all() -> None:
+            for batch in batches:
+                model(**batch, use_cache=False).loss.backward()
+
+        if config.init_lora_weights == "lora_ga":
+            preprocess_loraga(model, config, pass_all)
+        model = get_peft_model(model, config)
+        if config.init_lora_weights == "eva":
+            initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+        return model
+
+    def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> list[dict[str, Any]]:
+        """Train in place on the first `rows` sentence pairs of every direction, and keep the best epoch's weights.
+
+        Returns:
+            For each epoch the development loss, also by direction, and the seconds that its training took.
+        """
+        examples = read_training_rows(self.data, list(run.pairs), rows)
+        steps = math.ceil(math.ceil(len(examples) / run.batch_size) / run.accumulation)
+        epochs = EpochLosses(run.seed, lambda: self.development_losses(run, model, run.pairs))
         trainer = self._trainer(
             run,
             model,
-            train_dataset=read_training_rows(self.data, list(run.pairs), rows),
+            callbacks=[epochs],
+            train_dataset=examples,
             learning_rate=learning_rate,
             num_train_epochs=run.epochs,
             per_device_train_batch_size=run.batch_size,
             gradient_accumulation_steps=run.accumulation,
             train_sampling_strategy=run.sampling,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.06,
+            lr_scheduler_type=run.schedule,
+            warmup_steps=math.ceil(0.06 * steps),
             weight_decay=0.0,
             logging_steps=10,
             save_strategy="no",
         )
-        start = time.perf_counter()
         trainer.train()
-        return time.perf_counter() - start
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in epochs.best:
+                    weight.copy_(epochs.best[name])
+        return epochs.found
 
     @torch.no_grad()
     def development_losses(self, run: Run, model: Any, pairs: Sequence[str]) -> tuple[float, dict[str, float]]:
@@ -248,7 +305,13 @@ class Workbench:
         return found["eval_loss"], {pair: found[f"eval_loss_{pair}"] for pair in pairs}
 
     def _trainer(
-        self, run: Run, model: Any, train_dataset: Any = None, eval_dataset: Any = None, **arguments: Any
+        self,
+        run: Run,
+        model: Any,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **arguments: Any,
     ) -> LanderTrainer:
         templates = TEMPLATES[: run.templates] if train_dataset is not None else TEMPLATES[:1]
         return LanderTrainer(
@@ -265,7 +328,8 @@ class Workbench:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=self.tokenizer,
-            row_lr_ratio=run.row_lr_ratio,
+            callbacks=callbacks,
+            **run.trainer,
         )
 
     def score(
@@ -325,11 +389,15 @@ class Workbench:
             if len(run.learning_rates) > 1:
                 result["search"] = {lr: self._development_loss_of(run, lr) for lr in run.learning_rates}
                 learning_rate = min(result["search"], key=result["search"].__getitem__)
-            model = self.make(run)
+            model = self.make(run, run.rows)
             result["learning_rate"] = learning_rate
             result["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            result["train_seconds"] = self.train(run, model, run.rows, learning_rate)
-        result |= {"development_losses": {}, "scores": {str(test): {} for test in tests}}
+            result["by_epoch"] = self.train(run, model, run.rows, learning_rate)
+            result["train_seconds"] = sum(epoch["seconds"] for epoch in result["by_epoch"])
+            best = min(result["by_epoch"], key=lambda epoch: epoch["development_loss"])
+            result |= {name: best[name] for name in ("development_loss", "development_losses")}
+        result.setdefault("development_losses", {})
+        result["scores"] = {str(test): {} for test in tests}
         pairs = pairs or run.pairs
         for own in (True, False):
             group = tuple(pair for pair in pairs if (pair in run.pairs) == own)
@@ -337,7 +405,8 @@ class Workbench:
                 continue
             if run.method in LANDER and not own:
                 model = model.merge_and_unload()  # an adapter serves only its own pairs; this shows the others
-            if run.method != "few-shot":  # its examples are in the prompts that are scored, not in these
+            measured = set(group) <= result["development_losses"].keys()
+            if not measured and run.method != "few-shot":  # its examples are in the prompts that are scored
                 loss, losses = self.development_losses(run, model, group)
                 print(f"development loss {loss:.4f}", flush=True)
                 result.setdefault("development_loss", loss)
@@ -356,15 +425,46 @@ class Workbench:
         return math.exp(plain_text_loss(model, self.tokenizer, texts, **routing))
 
     def _development_loss_of(self, run: Run, learning_rate: float) -> float:
-        candidate = self.make(run)
-        self.train(run, candidate, run.search_rows, learning_rate)
-        loss, _ = self.development_losses(run, candidate, run.pairs)
+        candidate = self.make(run, run.search_rows)
+        loss = min(epoch["development_loss"] for epoch in self.train(run, candidate, run.search_rows, learning_rate))
         print(f"lr {learning_rate:g}: development loss {loss:.4f}", flush=True)
         return loss
 
 
-def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(task_type="CAUSAL_LM", **{"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **options})
+class EpochLosses(TrainerCallback):
+    """What every epoch gives, and the trained weights after the best one.
+
+    Every epoch begins with a seed of its own, so that the order of rows does not depend on what a method drew before.
+
+    Args:
+        seed: Of the run.
+        measure: Gives the development loss, and that of every direction.
+    """
+
+    def __init__(self, seed: int, measure: Callable[[], tuple[float, dict[str, float]]]) -> None:
+        self.seed, self.measure = seed, measure
+        self.found: list[dict[str, Any]] = []
+        self.lowest = math.inf
+        self.best: dict[str, torch.Tensor] = {}
+
+    def on_epoch_begin(self, *_args: Any, **_options: Any) -> None:
+        set_seed(self.seed + len(self.found))
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, *_args: Any, model: nn.Module, **_options: Any) -> None:
+        seconds = time.perf_counter() - self._start
+        loss, losses = self.measure()
+        print(f"epoch {len(self.found) + 1}: development loss {loss:.4f}, {seconds:.0f} s", flush=True)
+        if loss < self.lowest:
+            trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            self.lowest, self.best = loss, {name: weight.detach().clone() for name, weight in trained.items()}
+        self.found.append({"development_loss": loss, "development_losses": losses, "seconds": seconds})
+
+
+def lora(r: int = 16, **options: Any) -> LoraConfig:
+    """PEFT's LoRA on all linear layers, with an alpha of twice its rank where the options say nothing else."""
+    defaults = {"lora_alpha": 2 * r, "target_modules": "all-linear"}
+    return LoraConfig(task_type="CAUSAL_LM", r=r, **{**defaults, **options})
 
 
 def control(found: NeuronMap, kind: str, seed: int) -> NeuronMap:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, get_args
 
 from common import PAPER
@@ -68,6 +69,7 @@ LEARNING_RATES = {
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
 
+ROWS_AT = (0.1, 0.03, 0.01)
 LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
 
 
@@ -149,7 +151,7 @@ def rates(scale: Scale) -> list[Named]:
         "LoRA on attention": baseline("lora-attention", scale),
         "Adapter-LoRA": baseline("adapter-lora", scale),
         "LANDeRMT with LoRA on attention": replace(lander(scale), method="lander-lora"),
-        **{f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.03, 0.01)},
+        **{f"rows at {ratio:g}": replace(lander(scale), trainer={"row_lr_ratio": ratio}) for ratio in ROWS_AT},
         "general neurons": lander(scale, tune="general"),
     }
     return [
@@ -191,6 +193,65 @@ def alone(scale: Scale) -> list[Named]:
     ]
 
 
+@dataclass(frozen=True)
+class Arm:
+    """A method at some place, in some form: plain data, as `Run` describes it, and the rates that it is tried at."""
+
+    label: str
+    method: str
+    rates: tuple[float, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BAR = [
+    Arm("LoRA r=16, all linear", "lora", (5e-4, 2e-4, 1e-3), {"target_modules": LINEAR}),
+    Arm("LoRA r=16, v o", "lora", (1e-3, 5e-4, 2e-3), {"target_modules": ["v_proj", "o_proj"]}),
+    Arm("LoRA r=16, v o down", "lora", (5e-4, 2e-4, 1e-3), {"target_modules": ["v_proj", "o_proj", "down_proj"]}),
+    Arm(
+        "LoRA r=40, v o down",
+        "lora",
+        (5e-4, 2e-4, 1e-3),
+        {"r": 40, "target_modules": ["v_proj", "o_proj", "down_proj"]},
+    ),
+]
+"""What LANDER is measured by: LoRA where it is usual, and where the gradient is largest for each parameter."""
+
+
+def bar(scale: Scale) -> list[Named]:
+    """LoRA by place, form and rate, three epochs at a constant rate."""
+    return list(chain.from_iterable(zip(*(tried(arm, scale) for arm in BAR), strict=True)))
+
+
+def starts(scale: Scale) -> list[Named]:
+    """LoRA with its factors started by the inputs' or the gradient's directions, in the places of `bar`."""
+    return [
+        named
+        for arm in BAR[:3]
+        for start, slower in (("eva", 1.0), ("lora_ga", 0.2))
+        for named in tried(
+            replace(
+                arm,
+                label=f"{arm.label}, {start}",
+                rates=tuple(round(rate * slower, 8) for rate in arm.rates),
+                options={
+                    **arm.options,
+                    "init_lora_weights": start,
+                    f"{start}_config": {"rho": 1.0} if start == "eva" else {"direction": "ArB2r"},
+                },
+            ),
+            scale,
+        )
+    ]
+
+
+def tried(arm: Arm, scale: Scale) -> list[Named]:
+    """An arm at each of its rates."""
+    run = baseline(arm.method, scale, options=arm.options, epochs=3, schedule="constant_with_warmup", **arm.changes)
+    return [Named(f"{arm.label}, lr={rate:g}", replace(run, learning_rates=(rate,))) for rate in arm.rates]
+
+
 EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
     "table1": table1,
     "table2": table2,
@@ -200,6 +261,8 @@ EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
     "ratio": ratio,
     "data": data,
     "alone": alone,
+    "bar": bar,
+    "starts": starts,
 }
 
 

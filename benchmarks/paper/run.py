@@ -39,7 +39,9 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
     parser.add_argument("--development-only", action="store_true", help="score nothing; measure the development loss")
     parser.add_argument("--news-lines", type=int, nargs=2, help="lines of newstest2014 and newstest2016 to score")
-    parser.add_argument("--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id")
+    parser.add_argument(
+        "--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id; results know it by its last part"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
 
 
@@ -58,7 +60,7 @@ def done(path: Path, model: str, scale: Scale) -> dict[str, dict[str, Any]]:
     return {
         result["key"]: result
         for result in results
-        if result["model"] == model and wanted <= result["scores"].keys() and _has_pairs(result, scale)
+        if result["model"] == Path(model).name and wanted <= result["scores"].keys() and _has_pairs(result, scale)
     }
 
 
@@ -107,7 +109,7 @@ def main() -> None:
         print(f"\n{title}", flush=True)
         keep = partial(write_translations, args.results, args.model, key)
         result = bench.execute(run, scale.tests, scale.pairs, keep)
-        settings = {"model": args.model, "dtype": args.dtype, "device": args.device}
+        settings = {"model": Path(args.model).name, "dtype": args.dtype, "device": args.device}
         append_result(args.results, {**result, **settings, "scale": dataclasses.asdict(scale)})
 
 
