@@ -1,14 +1,17 @@
-"""The paper's experiments: each is a list of named runs."""
+"""Experiments: each is a list of named runs. Most are the paper's; those of `programme.py` are plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any, get_args
 
 from common import PAPER
-from methods import CONTROLS, Run, Test
+from controls import CONTROLS
+from programme import PROGRAMME
+from runs import Run, Test
 
 from peft_landermt.detection.layers import ActivationStatistic
 
@@ -193,66 +196,19 @@ def alone(scale: Scale) -> list[Named]:
     ]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A method at some place, in some form: plain data, as `Run` describes it, and the rates that it is tried at."""
-
-    label: str
-    method: str
-    rates: tuple[float, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BAR = [
-    Arm("LoRA r=16, all linear", "lora", (5e-4, 2e-4, 1e-3), {"target_modules": LINEAR}),
-    Arm("LoRA r=16, v o", "lora", (1e-3, 5e-4, 2e-3), {"target_modules": ["v_proj", "o_proj"]}),
-    Arm("LoRA r=16, v o down", "lora", (5e-4, 2e-4, 1e-3), {"target_modules": ["v_proj", "o_proj", "down_proj"]}),
-    Arm(
-        "LoRA r=40, v o down",
-        "lora",
-        (5e-4, 2e-4, 1e-3),
-        {"r": 40, "target_modules": ["v_proj", "o_proj", "down_proj"]},
-    ),
-]
-"""What LANDER is measured by: LoRA where it is usual, and where the gradient is largest for each parameter."""
+def by_rate(arms: Mapping[str, Mapping[str, Any]], scale: Scale) -> list[Named]:
+    """Runs given as plain data, the fields of `Run`, each at every one of its learning rates; all at their first rate
+    before any at its second."""
+    found = []
+    for label, fields in arms.items():
+        run = Run(**{"pairs": scale.pairs, "rows": scale.rows, **fields, "search_rows": 0})  # type: ignore[arg-type]
+        rates = run.learning_rates
+        found.append([Named(f"{label}, lr={rate:g}", replace(run, learning_rates=(rate,))) for rate in rates])
+    return [named for turn in zip_longest(*found) for named in turn if named is not None]
 
 
-def bar(scale: Scale) -> list[Named]:
-    """LoRA by place, form and rate, three epochs at a constant rate."""
-    return list(chain.from_iterable(zip(*(tried(arm, scale) for arm in BAR), strict=True)))
-
-
-def starts(scale: Scale) -> list[Named]:
-    """LoRA with its factors started by the inputs' or the gradient's directions, in the places of `bar`."""
-    return [
-        named
-        for arm in BAR[:3]
-        for start, slower in (("eva", 1.0), ("lora_ga", 0.2))
-        for named in tried(
-            replace(
-                arm,
-                label=f"{arm.label}, {start}",
-                rates=tuple(round(rate * slower, 8) for rate in arm.rates),
-                options={
-                    **arm.options,
-                    "init_lora_weights": start,
-                    f"{start}_config": {"rho": 1.0} if start == "eva" else {"direction": "ArB2r"},
-                },
-            ),
-            scale,
-        )
-    ]
-
-
-def tried(arm: Arm, scale: Scale) -> list[Named]:
-    """An arm at each of its rates."""
-    run = baseline(arm.method, scale, options=arm.options, epochs=3, schedule="constant_with_warmup", **arm.changes)
-    return [Named(f"{arm.label}, lr={rate:g}", replace(run, learning_rates=(rate,))) for rate in arm.rates]
-
-
-EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
+Experiment = Callable[[Scale], list[Named]]
+EXPERIMENTS: dict[str, Experiment] = {
     "table1": table1,
     "table2": table2,
     "rates": rates,
@@ -261,16 +217,13 @@ EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
     "ratio": ratio,
     "data": data,
     "alone": alone,
-    "bar": bar,
-    "starts": starts,
+    **{name: partial(by_rate, arms) for name, arms in PROGRAMME.items()},
 }
 
 
-def plan(names: list[str], scale: Scale) -> dict[str, dict[str, list[Run]]]:
+def plan(experiments: Mapping[str, Experiment], scale: Scale) -> dict[str, dict[str, list[Run]]]:
     """For every experiment and label, one run for each seed."""
     return {
-        name: {
-            named.label: [replace(named.run, seed=seed) for seed in scale.seeds] for named in EXPERIMENTS[name](scale)
-        }
-        for name in names
+        name: {named.label: [replace(named.run, seed=seed) for seed in scale.seeds] for named in make(scale)}
+        for name, make in experiments.items()
     }
