@@ -1,4 +1,4 @@
-"""What every epoch of a training gives, and the weights after the best one."""
+"""The learning rate of every epoch of a training, what each one gives, and the weights after the best."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 
 
 class EpochLosses(TrainerCallback):
@@ -39,6 +41,13 @@ class EpochLosses(TrainerCallback):
         if lowest(self.found) is self.found[-1]:
             trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
             self.best = {name: weight.detach().clone() for name, weight in trained.items()}
+
+
+def cosine_by_epoch(optimizer: Optimizer, warmup: int, steps: int) -> LambdaLR:
+    """transformers' warm-up and cosine to zero over the steps of one epoch, again in every one."""
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    schedule.lr_lambdas = [lambda step, rate=rate: rate(step % steps) for rate in schedule.lr_lambdas]
+    return schedule
 
 
 def lowest(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 An arm is what its `Run` has beside the rows, directions and seed that the command line names. `options` may hold
 whatever `LoraConfig` or `LanderConfig` takes, `trainer` whatever `LanderTrainer` takes. Each of `learning_rates` is a
 run of its own; the likeliest comes first, and where the best turns out to be the lowest or the highest of them,
-further ones belong beside it. All arms learn for three epochs at a constant rate after the warm-up, and what counts is
-the best of the epochs' development losses.
+further ones belong beside it. All arms learn for three epochs, in each of which the rate falls to zero by a cosine,
+and what counts is the best of the epochs' development losses.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 Arms = dict[str, dict[str, Any]]
 
-THREE_EPOCHS = {"epochs": 3, "schedule": "constant_with_warmup"}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 V_O, V_O_DOWN = ["v_proj", "o_proj"], ["v_proj", "o_proj", "down_proj"]
 
 
 def lora(rates: list[float], **options: Any) -> dict[str, Any]:
-    return {"method": "lora", "learning_rates": rates, "options": options, **THREE_EPOCHS}
+    return {"method": "lora", "learning_rates": rates, "options": options, "epochs": 3}
 
 
 BAR: Arms = {

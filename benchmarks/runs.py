@@ -30,8 +30,9 @@ class Run:
         accumulation: Batches of an optimizer step.
         sampling: Which rows share a batch, as in `TrainingArguments.train_sampling_strategy`.
         epochs: Passes over the rows; what is kept is the adapter after the one with the lowest development loss.
-        schedule: Of the learning rate after a warm-up of 6% of the first epoch, as in `TrainingArguments`. With
-            `"constant_with_warmup"` a run of three epochs also tells what one and two give.
+        schedule: Of the learning rate. `"cosine"` is, in each epoch anew, a warm-up of 6% of it and a cosine down to
+            zero, so that a run of three epochs also tells what one and two give. Other names of `TrainingArguments`
+            are for all epochs together, after the same warm-up.
         templates: How many of the ten prompt templates are drawn from.
         seed: Of initial weights, order and templates; and of `control`.
         detection: Options of `detect_neurons`.

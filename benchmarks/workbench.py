@@ -26,7 +26,7 @@ from common import (
     read_training_rows,
 )
 from controls import control, controlled, gradient_norms, layers_by_gradient
-from epochs import EpochLosses, lowest
+from epochs import EpochLosses, cosine_by_epoch, lowest
 from runs import LANDER, UNTRAINED, Run, Test
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -136,6 +136,7 @@ class Workbench:
         """
         examples = read_training_rows(self.data, list(run.pairs), rows)
         steps = math.ceil(math.ceil(len(examples) / run.batch_size) / run.accumulation)
+        warmup = math.ceil(0.06 * steps)
         epochs = EpochLosses(run.seed, lambda: self.development_losses(run, model, run.pairs))
         trainer = self._trainer(
             run,
@@ -148,11 +149,13 @@ class Workbench:
             gradient_accumulation_steps=run.accumulation,
             train_sampling_strategy=run.sampling,
             lr_scheduler_type=run.schedule,
-            warmup_steps=math.ceil(0.06 * steps),
+            warmup_steps=warmup,
             weight_decay=0.0,
             logging_steps=10,
             save_strategy="no",
         )
+        if run.schedule == "cosine":
+            trainer.lr_scheduler = cosine_by_epoch(trainer.create_optimizer(), warmup, steps)
         trainer.train()
         with torch.no_grad():
             for name, weight in model.named_parameters():

@@ -6,19 +6,22 @@ import importlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_cosine_schedule_with_warmup
 
 from peft_landermt import TranslationCollator
 
 from .helpers import SCRIPTS, run_script
 
 PAIRS = ("en-de", "de-en")
-CONSTANT = {"schedule": "constant_with_warmup", "search_rows": 0, "pairs": PAIRS, "rows": 12}
+SMALL = {"search_rows": 0, "pairs": PAIRS, "rows": 12}
 KEYED = {"paper.jsonl": 21, "rates.jsonl": 75}
 """Lines of results from before runs had a schedule and options of the trainer."""
 
@@ -94,7 +97,7 @@ def test_every_method_sees_the_same_rows_in_the_same_order(
     monkeypatch.setattr(scripts.workbench, "TranslationCollator", Recorder)
     for fields in METHODS:
         seen.append([])
-        run = scripts.runs.Run(**CONSTANT, epochs=2, **fields)
+        run = scripts.runs.Run(**SMALL, epochs=2, **fields)
         bench.train(run, bench.make(run, 12), 12, 1e-3)
     assert all(order == seen[0] for order in seen)
     first, second = seen[0][:24], seen[0][24:]
@@ -102,8 +105,8 @@ def test_every_method_sees_the_same_rows_in_the_same_order(
 
 
 def test_the_best_epoch_is_kept(scripts: SimpleNamespace, bench: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its losses are the result's, and its weights the model's; a constant rate makes epochs tell of shorter runs."""
-    run = scripts.runs.Run("lora", options={"r": 2}, learning_rates=(0.03,), epochs=2, **CONSTANT)
+    """Its losses are the result's, and its weights the model's; the first epoch is what a run of one gives."""
+    run = scripts.runs.Run("lora", options={"r": 2}, learning_rates=(0.03,), epochs=2, **SMALL)
     falling = bench.execute(run, [])
     losses = [epoch["development_loss"] for epoch in falling["by_epoch"]]
     assert losses[1] < losses[0] and falling["development_loss"] == losses[1]
@@ -117,8 +120,27 @@ def test_the_best_epoch_is_kept(scripts: SimpleNamespace, bench: object, monkeyp
     assert [epoch["development_loss"] for epoch in found] == [losses[0], losses[1] + 10]
     assert measure(run, model, PAIRS)[0] == losses[0], "the weights after the first epoch"
 
-    shorter = scripts.runs.Run("lora", options={"r": 2}, learning_rates=(0.03,), epochs=1, **CONSTANT)
+    shorter = scripts.runs.Run("lora", options={"r": 2}, learning_rates=(0.03,), epochs=1, **SMALL)
     assert bench.execute(shorter, [])["development_loss"] == losses[0]
+
+
+def test_the_rate_of_each_epoch_is_that_of_one(scripts: SimpleNamespace) -> None:
+    """transformers' cosine, for every group in proportion, as often as there are epochs."""
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+
+    def rates(make: Callable[..., LambdaLR], steps: int) -> list[list[float]]:
+        groups = [{"params": [weight], "lr": lr} for weight, lr in zip(weights, (1.0, 0.03), strict=True)]
+        optimizer = torch.optim.AdamW(groups)
+        schedule, found = make(optimizer, 3, 45), []
+        for _ in range(steps):
+            found.append(schedule.get_last_lr())
+            optimizer.step()
+            schedule.step()
+        return found
+
+    one = rates(get_cosine_schedule_with_warmup, 45)
+    assert rates(scripts.epochs.cosine_by_epoch, 135) == one * 3
+    assert one[3] == [1.0, 0.03] and one[-1][0] < 0.002
 
 
 @pytest.mark.parametrize(("losses", "best"), [((3.0, 2.0, 2.5), 1), ((2.0, 2.0), 0), ((math.nan, 2.0, math.nan), 1)])
@@ -143,14 +165,14 @@ def test_starts_by_data_leave_the_output_as_it_was(scripts: SimpleNamespace, ben
     options = {"r": 4, "target_modules": places, "init_lora_weights": start}
     if start == "lora_ga":
         options["lora_ga_config"] = {"direction": "ArB2r"}
-    run = scripts.runs.Run("lora", options=options, learning_rates=(1e-3,), epochs=1, **CONSTANT)
+    run = scripts.runs.Run("lora", options=options, learning_rates=(1e-3,), epochs=1, **SMALL)
     model = bench.make(run, 12)
     assert isinstance(model, PeftModel)
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         expected = bench.base(input_ids=ids).logits
         torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
-    plain = bench.make(scripts.runs.Run("lora", options={"r": 4, "target_modules": places}, **CONSTANT), 12)
+    plain = bench.make(scripts.runs.Run("lora", options={"r": 4, "target_modules": places}, **SMALL), 12)
     changed = dict(plain.named_parameters())
     first = [weight for name, weight in model.named_parameters() if "lora_A" in name]
     assert first and all(
@@ -205,4 +227,4 @@ def test_the_programme_as_plain_data(
     ]
     for line in lines:
         run = json.loads("{" + line.partition(": {")[2])
-        assert (run["epochs"], run["schedule"], len(run["learning_rates"])) == (3, "constant_with_warmup", 1)
+        assert (run["epochs"], run["schedule"], len(run["learning_rates"])) == (3, "cosine", 1)
