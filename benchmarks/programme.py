@@ -37,4 +37,17 @@ STARTS: Arms = {
 """LoRA whose factors begin in the directions of the inputs or of the gradient. These rows of A meet larger activations
 than random ones, so they want lower rates."""
 
-PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS}
+
+def lander(rates: list[float], **fields: Any) -> dict[str, Any]:
+    return {"method": "lander", "learning_rates": rates, "detection": {"num_layers": 18}, "epochs": 3, **fields}
+
+
+FORMS: Arms = {
+    "LANDER": lander([1e-3, 5e-4, 2e-3]),
+    "LANDER, general neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "general"}),
+    "LANDER, all neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "layers"}),
+    "LANDER, random neurons": lander([1e-3, 5e-4, 2e-3], control="random neurons"),
+}
+"""LANDER on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
+
+PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS, "forms": FORMS}

@@ -8,7 +8,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common import (
 from controls import control, controlled, gradient_norms, layers_by_gradient
 from epochs import EpochLosses, cosine_by_epoch, lowest
 from runs import LANDER, UNTRAINED, Run, Test
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, detect_neurons, evaluate_translation
 from peft_landermt.demo import load_base
@@ -39,8 +39,6 @@ START_ROWS = 128
 """Training rows that EVA and LoRA-GA look at to begin with."""
 Keep = Callable[[str, str, list[str]], None]
 """Takes a test set, a direction and the translations."""
-
-
 _here: Workbench
 """That of a process which is one of several."""
 
@@ -138,22 +136,18 @@ class Workbench:
         steps = math.ceil(math.ceil(len(examples) / run.batch_size) / run.accumulation)
         warmup = math.ceil(0.06 * steps)
         epochs = EpochLosses(run.seed, lambda: self.development_losses(run, model, run.pairs))
-        trainer = self._trainer(
-            run,
-            model,
-            callbacks=[epochs],
-            train_dataset=examples,
-            learning_rate=learning_rate,
-            num_train_epochs=run.epochs,
-            per_device_train_batch_size=run.batch_size,
-            gradient_accumulation_steps=run.accumulation,
-            train_sampling_strategy=run.sampling,
-            lr_scheduler_type=run.schedule,
-            warmup_steps=warmup,
-            weight_decay=0.0,
-            logging_steps=10,
-            save_strategy="no",
-        )
+        arguments = {
+            "learning_rate": learning_rate,
+            "num_train_epochs": run.epochs,
+            "per_device_train_batch_size": run.batch_size,
+            "gradient_accumulation_steps": run.accumulation,
+            "train_sampling_strategy": run.sampling,
+            "lr_scheduler_type": run.schedule,
+            "warmup_steps": warmup,
+            "weight_decay": 0.0,
+            "logging_steps": 10,
+        }
+        trainer = self._trainer(run, model, run.templates, arguments, train_dataset=examples, callbacks=[epochs])
         if run.schedule == "cosine":
             trainer.lr_scheduler = cosine_by_epoch(trainer.create_optimizer(), warmup, steps)
         trainer.train()
@@ -172,35 +166,20 @@ class Workbench:
             for pair in pairs
             for source, target in zip(*(texts[language] for language in pair.split("-")), strict=True)
         ]
-        found = self._trainer(run, model, eval_dataset=rows, per_device_eval_batch_size=8).evaluate()
+        found = self._trainer(run, model, 1, {"per_device_eval_batch_size": 8}, eval_dataset=rows).evaluate()
         return found["eval_loss"], {pair: found[f"eval_loss_{pair}"] for pair in pairs}
 
     def _trainer(
-        self,
-        run: Run,
-        model: Any,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-        **arguments: Any,
+        self, run: Run, model: Any, templates: int, arguments: Mapping[str, Any], **options: Any
     ) -> LanderTrainer:
-        templates = TEMPLATES[: run.templates] if train_dataset is not None else TEMPLATES[:1]
+        common = {"output_dir": tempfile.gettempdir(), "save_strategy": "no", "report_to": [], "disable_tqdm": True}
         return LanderTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=tempfile.gettempdir(),  # nothing is saved
-                report_to=[],
-                seed=run.seed,
-                use_cpu=self.device == "cpu",
-                disable_tqdm=True,
-                **arguments,
-            ),
-            data_collator=TranslationCollator(self.tokenizer, templates=templates, seed=run.seed),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            args=TrainingArguments(**common, seed=run.seed, use_cpu=self.device == "cpu", **arguments),
+            data_collator=TranslationCollator(self.tokenizer, templates=TEMPLATES[:templates], seed=run.seed),
             processing_class=self.tokenizer,
-            callbacks=callbacks,
             **run.trainer,
+            **options,
         )
 
     def score(
