@@ -20,7 +20,8 @@ from common import read_test, shown, table
 from experiments import Scale
 from run import add_scale_options, done, planned, read_scale, translations
 from runs import Run, Test
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest
 
 Results = dict[str, list[dict[str, Any]]]
@@ -113,27 +114,38 @@ def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
 
 
 def significance(results: Results, test: Test, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
-    """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
+    """Paired bootstrap of LANDeRMT against the best other trained method, first seed.
+
+    BLEU direction by direction; and chrF++, which needs no tokenization of a language's own, over all together.
+    """
     others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
 
     def scores(label: str) -> dict[str, dict[str, Any]]:
         return results[label][0]["scores"][str(test)]
 
-    best = max(others, key=lambda label: fmean(score["bleu"] for score in scores(label).values()))
+    labels = (max(others, key=lambda label: fmean(row["bleu"] for row in scores(label).values())), "LANDeRMT")
+    outputs: dict[str, list[str]] = {label: [] for label in labels}
+    references: list[str] = []
     rows: list[list[Any]] = []
-    for pair in scores(best):
+    for pair in scores(labels[0]):
         texts = read_test(data, test.name, pair, test.first, test.last)
         assert texts is not None
-        systems = []
-        for label in (best, "LANDeRMT"):
+        references += texts[1]
+        for label in labels:
             first = results[label][0]
-            outputs = translations(path, first["model"], first["key"], str(test), pair)
-            systems.append((label, outputs.read_text(encoding="utf-8").splitlines()))
-        metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
-        _, found = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
-        baseline, ours = found["BLEU"]
-        rows.append([pair, baseline.score, ours.score, f"{ours.p_value:.3f}"])
-    return [f"paired bootstrap, {test}", best, "LANDeRMT", "p"], rows
+            written = translations(path, first["model"], first["key"], str(test), pair)
+            outputs[label] += written.read_text(encoding="utf-8").splitlines()
+        direction = {label: lines[-len(texts[1]) :] for label, lines in outputs.items()}
+        rows.append([pair, *_bootstrap(direction, BLEU(trg_lang=pair.split("-")[1], references=[texts[1]]))])
+    rows.append(["all, chrF++", *_bootstrap(outputs, CHRF(word_order=2, references=[references]))])
+    return [f"paired bootstrap, {test}", *labels, "p"], rows
+
+
+def _bootstrap(outputs: dict[str, list[str]], metric: Metric) -> tuple[float, float, str]:
+    """Scores of two systems, and p of their difference."""
+    _, found = PairedTest(list(outputs.items()), {"score": metric}, None, test_type="bs", n_samples=1000)()
+    baseline, ours = next(scores for name, scores in found.items() if name != "System")
+    return baseline.score, ours.score, f"{ours.p_value:.3f}"
 
 
 def latex(header: list[str], rows: list[list[Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_tables(
     assert printed.count(row) == 2  # in both tables
     assert "## table1" in printed and "## table2" in printed
     assert "| paired bootstrap, flores 201 to 203 | " in printed
+    assert re.search(r"^\| all, chrF\+\+ \| \d+\.\d\d \| \d+\.\d\d \| [01]\.\d{3} \|$", printed, flags=re.M)
     run_script(monkeypatch, "report.py", *scale(folder), "--experiments", "table2", "--latex")
     printed = capsys.readouterr().out
     assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
