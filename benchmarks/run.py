@@ -1,10 +1,12 @@
-"""Run the paper's experiments; what is done already is not done again.
+"""Run experiments with methods; what is done already is not done again.
 
-    python benchmarks/paper/run.py --data DIR --experiments table1 table2
-    python benchmarks/paper/run.py --data DIR --experiments alone --rows 100 --pairs en-de de-en --dry-run
+    python benchmarks/run.py --data DIR --experiments table1 table2
+    python benchmarks/run.py --data DIR --experiments alone --rows 100 --pairs en-de de-en --dry-run
+    python benchmarks/run.py --data DIR --run '{"method": "lora", "options": {"r": 4}, "learning_rates": [1e-3, 2e-3]}'
 
-Results are JSON lines, one for each run, with scores, signatures, versions and commit; translations are text files
-beside them, for tests of significance. `report.py` makes tables and figures.
+`--data` names a folder with `train/en-XX.tsv.gz` and `flores200/devtest.XX.txt.gz`. Results are JSON lines, each added
+as its run ends, with scores, signatures, versions and commit; translations are text files beside them, for tests of
+significance. `report.py` makes tables and figures.
 """
 
 from __future__ import annotations
@@ -12,24 +14,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import append_result
-from experiments import DIRECTIONS, EXPERIMENTS, Scale, plan
-from methods import Run, Workbench
+import torch
+from common import RESULTS, append_result, read_results
+from experiments import DIRECTIONS, EXPERIMENTS, Scale, by_rate, plan
+from runs import Run
+from workbench import Workbench, execute_here, open_here
 
 from peft_landermt.detection.layers import ActivationStatistic
-
-RESULTS = Path(__file__).parent / "results" / "paper.jsonl"
 
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--run", type=json.loads, help="fields of one Run as JSON, in place of experiments")
     parser.add_argument("--rows", type=int, default=400, help="sentence pairs per direction")
     parser.add_argument("--search-rows", type=int, default=60, help="to choose a learning rate by; 0: no choice")
     parser.add_argument("--num-layers", type=int, default=4, help="k, relevant layers of a direction")
@@ -39,8 +42,12 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
     parser.add_argument("--development-only", action="store_true", help="score nothing; measure the development loss")
     parser.add_argument("--news-lines", type=int, nargs=2, help="lines of newstest2014 and newstest2016 to score")
-    parser.add_argument("--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id; results know it by its last part"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS / "paper.jsonl", help="JSON lines (default: %(default)s)"
+    )
 
 
 def read_scale(args: argparse.Namespace) -> Scale:
@@ -50,15 +57,20 @@ def read_scale(args: argparse.Namespace) -> Scale:
     return Scale(args.rows, args.search_rows, args.num_layers, seeds, pairs, lines, news, args.activation_statistic)
 
 
+def planned(args: argparse.Namespace, scale: Scale) -> dict[str, dict[str, list[Run]]]:
+    """For every experiment that the options name and each of its labels, one run for each seed."""
+    if args.run is not None:
+        return plan({"run": partial(by_rate, {"run": args.run})}, scale)
+    return plan({name: EXPERIMENTS[name] for name in args.experiments}, scale)
+
+
 def done(path: Path, model: str, scale: Scale) -> dict[str, dict[str, Any]]:
     """Finished runs on a base, by key, which scored these directions of these test sets."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     wanted = {str(test) for test in scale.tests}
-    results = [json.loads(line) for line in lines]
     return {
         result["key"]: result
-        for result in results
-        if result["model"] == model and wanted <= result["scores"].keys() and _has_pairs(result, scale)
+        for result in read_results(path)
+        if result["model"] == Path(model).name and wanted <= result["scores"].keys() and _has_pairs(result, scale)
     }
 
 
@@ -77,6 +89,31 @@ def write_translations(results: Path, model: str, key: str, test: str, pair: str
     path.write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
 
 
+def execute(waiting: Mapping[str, Run], scale: Scale, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Results as they come, of one run after another, or of several side by side in processes that share the cores."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
+    bench = (args.data, args.model, args.dtype, args.device, args.results.with_suffix("") / "maps")
+    keep = partial(write_translations, args.results, args.model)
+    calls = {title: (run, scale.tests, scale.pairs, partial(keep, run.key)) for title, run in waiting.items()}
+    if args.jobs == 1:
+        opened = Workbench(*bench)
+        for title, call in calls.items():
+            print(f"\n{title}", flush=True)
+            yield opened.execute(*call)
+        return
+    processes = ProcessPoolExecutor(
+        args.jobs, get_context("spawn"), open_here, initargs=(torch.get_num_threads(), *bench)
+    )
+    with processes:
+        futures = [processes.submit(execute_here, title, *call) for title, call in calls.items()]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            processes.shutdown(cancel_futures=True)
+            raise
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, flores200/ and test/")
@@ -84,13 +121,14 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", help="only these runs of the experiments, as the tables call them")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the threads")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     args = parser.parse_args()
 
     scale = read_scale(args)
     finished = done(args.results, args.model, scale)
     waiting: dict[str, tuple[str, Run]] = {}
-    for experiment, labels in plan(args.experiments, scale).items():
+    for experiment, labels in planned(args, scale).items():
         for label, runs in labels.items():
             for run in runs:
                 if run.key not in finished and label in (args.labels or labels):
@@ -100,14 +138,8 @@ def main() -> None:
         for title, run in waiting.values():
             print(f"{title}: {json.dumps(run.to_dict())}")
         return
-    if not waiting:
-        return
-    bench = Workbench(args.data, args.model, args.dtype, args.device, args.results.with_suffix("") / "maps")
-    for key, (title, run) in waiting.items():
-        print(f"\n{title}", flush=True)
-        keep = partial(write_translations, args.results, args.model, key)
-        result = bench.execute(run, scale.tests, scale.pairs, keep)
-        settings = {"model": args.model, "dtype": args.dtype, "device": args.device}
+    settings = {"model": Path(args.model).name, "dtype": args.dtype, "device": args.device}
+    for result in execute(dict(waiting.values()), scale, args):
         append_result(args.results, {**result, **settings, "scale": dataclasses.asdict(scale)})
 
 

@@ -1,8 +1,8 @@
-"""Tables and figures of the paper's experiments.
+"""Tables and figures of experiments.
 
-    python benchmarks/paper/report.py                          # Markdown tables of what has been run
-    python benchmarks/paper/report.py --latex
-    python benchmarks/paper/report.py --figures docs/figures   # needs matplotlib
+    python benchmarks/report.py                          # Markdown tables of what has been run
+    python benchmarks/report.py --latex
+    python benchmarks/report.py --figures docs/figures   # needs matplotlib
 
 The options that size the experiments are those of `run.py`; runs are found by them.
 """
@@ -10,21 +10,18 @@ The options that size the experiments are those of `run.py`; runs are found by t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import analysis
-from common import read_test
-from experiments import Scale, plan
-from methods import Test
-from render import shown, table
-from run import add_scale_options, done, read_scale, translations
-from sacrebleu.metrics import BLEU
+import figures
+from common import read_test, shown, table
+from experiments import Scale
+from run import add_scale_options, done, planned, read_scale, translations
+from runs import Run, Test
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest
 
 Results = dict[str, list[dict[str, Any]]]
@@ -32,10 +29,10 @@ Results = dict[str, list[dict[str, Any]]]
 SHOWN = {"bleu": "BLEU", "chrf": "chrF++"}
 
 
-def collect(names: list[str], scale: Scale, finished: dict[str, dict[str, Any]]) -> dict[str, Results]:
+def collect(plan: dict[str, dict[str, list[Run]]], finished: dict[str, dict[str, Any]]) -> dict[str, Results]:
     """What is there of the experiments; a label counts when all its seeds are done."""
     found: dict[str, Results] = {}
-    for experiment, labels in plan(names, scale).items():
+    for experiment, labels in plan.items():
         complete = {
             label: [finished[run.key] for run in runs]
             for label, runs in labels.items()
@@ -74,6 +71,20 @@ def cost_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     return ["", "development loss", "trained", "seconds"], rows
 
 
+def epoch_table(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """The development loss after every epoch, and the lowest, of runs of several; with several seeds, the spread."""
+    several = {label: runs for label, runs in results.items() if len(runs[0].get("by_epoch", ())) > 1}
+    rows: list[list[Any]] = []
+    for label, runs in several.items():
+        losses = [[epoch["development_loss"] for epoch in run["by_epoch"]] for run in runs]
+        best = [run["development_loss"] for run in runs]
+        spread = f" ± {stdev(best):.4f}" if len(best) > 1 else ""
+        epochs = [f"{fmean(found):.4f}" for found in zip(*losses, strict=True)]
+        rows.append([label, *epochs, f"{fmean(best):.4f}{spread}"])
+    count = max((len(row) - 2 for row in rows), default=0)
+    return ["development loss after epoch", *range(1, count + 1), "best"], rows
+
+
 def average_table(results: Results, measure: str, title: str) -> tuple[list[str], list[list[Any]]]:
     """A measure by direction or language, of the runs that have it, averaged over seeds."""
     measured = {label: runs for label, runs in results.items() if all(run.get(measure) for run in runs)}
@@ -89,7 +100,7 @@ def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     """What a direction gains tuned alone, what the others gain or lose by that, and what it gains with all jointly."""
     rows: list[list[Any]] = []
     for method in ("LoRA", "LANDeRMT"):
-        changes = analysis.transfer(results, method)
+        changes = figures.transfer(results, method)
         joint = changes.pop("joint", {})
         others = [change for tuned, row in changes.items() for pair, change in row.items() if pair != tuned]
         if others and joint:
@@ -97,33 +108,44 @@ def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
             together = [joint[pair] for pair in changes]
             values = (fmean(own), fmean(others), min(others), max(others), fmean(together))
             rows.append([method, *(f"{value:+.3f}" for value in values)])
-    measure = analysis.outcome(results["0-shot"][0])[0]
+    measure = figures.outcome(results["0-shot"][0])[0]
     header = [f"change of {measure}", "tuned alone", "others: mean", "lowest", "highest", "tuned jointly"]
     return header, rows
 
 
 def significance(results: Results, test: Test, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
-    """Paired bootstrap of LANDeRMT against the best other trained method, direction by direction, first seed."""
+    """Paired bootstrap of LANDeRMT against the best other trained method, first seed.
+
+    BLEU direction by direction; and chrF++, which needs no tokenization of a language's own, over all together.
+    """
     others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
 
     def scores(label: str) -> dict[str, dict[str, Any]]:
         return results[label][0]["scores"][str(test)]
 
-    best = max(others, key=lambda label: fmean(score["bleu"] for score in scores(label).values()))
+    labels = (max(others, key=lambda label: fmean(row["bleu"] for row in scores(label).values())), "LANDeRMT")
+    outputs: dict[str, list[str]] = {label: [] for label in labels}
+    references: list[str] = []
     rows: list[list[Any]] = []
-    for pair in scores(best):
+    for pair in scores(labels[0]):
         texts = read_test(data, test.name, pair, test.first, test.last)
         assert texts is not None
-        systems = []
-        for label in (best, "LANDeRMT"):
+        references += texts[1]
+        for label in labels:
             first = results[label][0]
-            outputs = translations(path, first["model"], first["key"], str(test), pair)
-            systems.append((label, outputs.read_text(encoding="utf-8").splitlines()))
-        metric = BLEU(trg_lang=pair.split("-")[1], references=[texts[1]])
-        _, found = PairedTest(systems, {"BLEU": metric}, None, test_type="bs", n_samples=1000)()
-        baseline, ours = found["BLEU"]
-        rows.append([pair, baseline.score, ours.score, f"{ours.p_value:.3f}"])
-    return [f"paired bootstrap, {test}", best, "LANDeRMT", "p"], rows
+            written = translations(path, first["model"], first["key"], str(test), pair)
+            outputs[label] += written.read_text(encoding="utf-8").splitlines()
+        direction = {label: lines[-len(texts[1]) :] for label, lines in outputs.items()}
+        rows.append([pair, *_bootstrap(direction, BLEU(trg_lang=pair.split("-")[1], references=[texts[1]]))])
+    rows.append(["all, chrF++", *_bootstrap(outputs, CHRF(word_order=2, references=[references]))])
+    return [f"paired bootstrap, {test}", *labels, "p"], rows
+
+
+def _bootstrap(outputs: dict[str, list[str]], metric: Metric) -> tuple[float, float, str]:
+    """Scores of two systems, and p of their difference."""
+    _, found = PairedTest(list(outputs.items()), {"score": metric}, None, test_type="bs", n_samples=1000)()
+    baseline, ours = next(scores for name, scores in found.items() if name != "System")
+    return baseline.score, ours.score, f"{ours.p_value:.3f}"
 
 
 def latex(header: list[str], rows: list[list[Any]]) -> str:
@@ -144,6 +166,7 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
         tables = [score_table(results, str(test), metric) for test in scale.tests for metric in SHOWN]
         tables += [
             cost_table(results),
+            epoch_table(results),
             average_table(results, "development_losses", "development loss"),
             average_table(results, "perplexity", "perplexity"),
         ]
@@ -162,10 +185,10 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder that figures are drawn into, PNG and SVG")
     args = parser.parse_args()
     scale = read_scale(args)
-    found = collect(args.experiments, scale, done(args.results, args.model, scale))
+    found = collect(planned(args, scale), done(args.results, args.model, scale))
     print_tables(found, scale, args, latex if args.latex else table)
     if args.figures is not None:
-        analysis.draw(found, args.figures, args.results)
+        figures.draw(found, args.figures, args.results)
 
 
 if __name__ == "__main__":

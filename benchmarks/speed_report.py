@@ -1,21 +1,17 @@
-"""Print the committed results as Markdown tables.
+"""Costs beside their targets, as Markdown tables.
 
-    python benchmarks/render.py
-    python benchmarks/render.py --plot growth.svg    # needs matplotlib
-
-Reads `benchmarks/results/*.jsonl` and `quickstart.json`; `docs/results.md` quotes what it prints.
+python benchmarks/speed_report.py
+python benchmarks/speed_report.py --plot growth.svg    # needs matplotlib
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+from common import RESULTS, read_results, table
 
 
 class Target(NamedTuple):
@@ -77,76 +73,6 @@ def targets() -> list[Target]:
         for form, name in (("lander", "whole rows"), ("lander-r16", "general_rank=16"))
     ]
     return [*FOR_ONE_FORM, *formed]
-
-
-def read(name: str) -> list[dict[str, Any]]:
-    path = RESULTS / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def shown(cell: Any) -> str:
-    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)
-
-
-def method_label(result: dict[str, Any]) -> str:
-    """The method; for LANDER with the layers of a pair and the learning rate of rows relative to that of factors."""
-    if result["method"] != "lander":
-        return str(result["method"])
-    layers = {**result, **result.get("detection", {})}["num_layers"]
-    return f"lander, {layers} layers, rows at {result.get('row_lr_ratio', 1):g}"
-
-
-def finetune(name: str = "finetune.jsonl") -> str:
-    results = read(name)
-    pairs = results[0]["pairs"]
-    header = ["method", "lr", *pairs, "mean BLEU", "mean chrF++", "dev loss", "trained", "seconds"]
-    rows = []
-    for result in results:
-        trained = result["method"] != "zero-shot"
-        rows.append(
-            [
-                method_label(result),
-                f"{result['learning_rate']:g}" if trained else "",
-                *(result["scores"][pair]["bleu"] for pair in pairs),
-                result["mean_bleu"],
-                result["mean_chrf"],
-                result["development_loss"],
-                f"{result['trainable_parameters'] / 1e6:.2f} M" if trained else "",
-                f"{result['train_seconds']:.0f}" if trained else "",
-            ]
-        )
-    searches = [
-        f"{method_label(result)}, development loss by learning rate: "
-        + ", ".join(f"{lr}: {loss:.4f}" for lr, loss in result["search"].items())
-        for result in results
-        if "search" in result
-    ]
-    return "\n\n".join([table(header, rows), *searches])
-
-
-def stability() -> str:
-    (result,) = read("detection_stability.jsonl")
-    keys = ["layer", "jaccard", "chance", "same_owner", "specific_awareness"]
-    header = ["layer", "Jaccard", "chance", "same owner", "awareness of specific neurons"]
-    return table(header, [[row[key] for key in keys] for row in result["layers"]])
-
-
-def quickstart() -> str:
-    result = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
-    keys = ["bleu_before", "bleu_after", "chrf_before", "chrf_after"]
-    rows = [
-        [pair, *(scores[key] for key in keys), f"{scores['adapter_bytes'] / 1e6:.2f} MB"]
-        for pair, scores in result["pairs"].items()
-    ]
-    means = [sum(scores[key] for scores in result["pairs"].values()) / len(rows) for key in keys]
-    header = ["pair", "BLEU before", "BLEU after", "chrF++ before", "chrF++ after", "adapter"]
-    seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in result["seconds"].items())
-    return table(header, [*rows, ["mean", *means, ""]]) + f"\n\nSeconds: {seconds}."
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -256,27 +182,16 @@ def plot_growth(results: list[dict[str, Any]], output: Path) -> None:
     figure.savefig(output)
 
 
-def speed() -> str:
-    return speed_tables(read("speed.jsonl"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "speed.jsonl", help="what speed.py has written")
     parser.add_argument("--plot", type=Path, help="draw how costs grow into this file, instead of printing tables")
     args = parser.parse_args()
+    results = read_results(args.results)
     if args.plot is not None:
-        growth = [result for result in read("speed.jsonl") if result["section"] == "growth"]
-        plot_growth(growth, args.plot)
-        return
-    for title, make in (
-        ("Quickstart", quickstart),
-        ("Detection", stability),
-        ("Finetuning", finetune),
-        ("Finetuning SmolLM2-135M", partial(finetune, "finetune_smollm2.jsonl")),
-        ("Speed", speed),
-    ):
-        if tables := make():
-            print(f"## {title}\n\n{tables}\n")
+        plot_growth([result for result in results if result["section"] == "growth"], args.plot)
+    else:
+        print(speed_tables(results))
 
 
 if __name__ == "__main__":

@@ -1,42 +1,25 @@
-"""The runner of the paper's experiments, from corpora on disk to tables and figures, on a tiny model."""
+"""The runner of experiments, from corpora on disk to tables and figures, on a tiny model."""
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from ..conftest import build_model
-from .helpers import SCRIPTS, run_script, write_packed
+from .helpers import SCRIPTS, run_script
 
 PAIRS = ["en-de", "de-en"]
 
 
-@pytest.mark.parametrize("script", ["finetune.py", "paper/report.py"])
+@pytest.mark.parametrize("script", ["report.py", "speed.py"])
 def test_scripts_start_in_a_process(script: str) -> None:
     """Their neighbours are importable there; one named like a package that pandas looks for would stop it."""
     shown = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0 and shown.stdout.startswith("usage: "), shown.stderr
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A base model, and the package's corpus under the names that benchmarks look for."""
-    root = tmp_path_factory.mktemp("paper")
-    build_model("llama").save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
-    text = (files("peft_landermt") / "demo" / "corpus.tsv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    write_packed(root / "data" / "train" / "en-de.tsv.gz", (f"{row['en']}\t{row['de']}\tdemo" for row in rows))
-    for language in ("en", "de"):
-        write_packed(root / "data" / "flores200" / f"devtest.{language}.txt.gz", (row[language] for row in rows))
-    return root
 
 
 def scale(folder: Path) -> list[str]:
@@ -48,7 +31,7 @@ def scale(folder: Path) -> list[str]:
 def finished(folder: Path) -> list[dict]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         experiments = ["--experiments", "table1", "table2"]
-        run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *scale(folder), *experiments)
+        run_script(monkeypatch, "run.py", "--data", str(folder / "data"), *scale(folder), *experiments)
     return [json.loads(line) for line in (folder / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -61,7 +44,7 @@ def test_every_run_is_done_once(
     capsys.readouterr()
     run_script(
         monkeypatch,
-        "paper/run.py",
+        "run.py",
         "--data",
         str(folder / "data"),
         *scale(folder),
@@ -72,7 +55,7 @@ def test_every_run_is_done_once(
     assert capsys.readouterr().out == "17 runs are done, 0 to do\n"
     run_script(
         monkeypatch,
-        "paper/run.py",
+        "run.py",
         *("--data", str(folder / "data"), *scale(folder)),
         *("--experiments", "table1", "--seeds", "0", "1", "--dry-run"),
     )
@@ -107,7 +90,7 @@ def test_tables(
     finished: list[dict], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments = ["--experiments", "table1", "table2"]
-    run_script(monkeypatch, "paper/report.py", *scale(folder), *experiments, "--data", str(folder / "data"))
+    run_script(monkeypatch, "report.py", *scale(folder), *experiments, "--data", str(folder / "data"))
     printed = capsys.readouterr().out
     lander = next(r for r in finished if r["method"] == "lander" and r["options"] == {} and not r["control"])
     scores = [lander["scores"]["flores 201 to 203"][pair]["bleu"] for pair in PAIRS]
@@ -115,16 +98,16 @@ def test_tables(
     assert printed.count(row) == 2  # in both tables
     assert "## table1" in printed and "## table2" in printed
     assert "| paired bootstrap, flores 201 to 203 | " in printed
-    run_script(monkeypatch, "paper/report.py", *scale(folder), "--experiments", "table2", "--latex")
+    assert re.search(r"^\| all, chrF\+\+ \| \d+\.\d\d \| \d+\.\d\d \| [01]\.\d{3} \|$", printed, flags=re.M)
+    run_script(monkeypatch, "report.py", *scale(folder), "--experiments", "table2", "--latex")
     printed = capsys.readouterr().out
     assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
 
 
 def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = folder / "paper_analysis.json"
-    options = ["--pairs", *PAIRS, "--model", str(folder / "base"), "--output", str(measured)]
-    run_script(monkeypatch, "paper/analysis.py", "--data", str(folder / "data"), *options)
-    result = json.loads(measured.read_text(encoding="utf-8"))
+    options = ["--pairs", *PAIRS, "--model", str(folder / "base"), "--output", str(folder), "--sentences", "4"]
+    run_script(monkeypatch, "analysis.py", "--data", str(folder / "data"), *options)
+    result = json.loads((folder / "paper_analysis.json").read_text(encoding="utf-8"))
     for sums in result["awareness"].values():
         assert len(sums["all"]) == 4
         assert all(0 < s + g <= 1 + 1e-5 for s, g in zip(sums["specific"], sums["general"], strict=True))
@@ -133,7 +116,12 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         rows = result["knock_out"][group]
         assert list(rows) == ["de", "en"] and all(list(row) == ["de", "en"] for row in rows.values())
         assert any(value != 0 for row in rows.values() for value in row.values())
-    run_script(monkeypatch, "paper/report.py", *scale(folder), "--figures", str(folder / "figures"))
+    halves = json.loads((folder / "detection_stability.jsonl").read_text(encoding="utf-8"))
+    assert [row["layer"] for row in halves["layers"]] == [0, 1, 2, 3] and len(set(halves["signatures"])) == 2
+    for row in halves["layers"]:
+        assert row["chance"] == pytest.approx(0.1 / 1.9, abs=0.02), "two random tenths share 1 of 19 of their union"
+        assert 0 <= row["jaccard"] < 1 and 0 < row["specific_awareness"] < 1
+    run_script(monkeypatch, "report.py", *scale(folder), "--figures", str(folder / "figures"))
     names = {path.name for path in (folder / "figures").iterdir()}
     drawn = ["knock_out", *(f"figure_{number}" for number in (4, 5, 6, 7, 8, 12, 13))]
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
@@ -145,7 +133,7 @@ def test_attention(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = ["LoRA on attention, lr=0.001", "LANDeRMT with LoRA on attention, lr=0.001", "rows at 0.03, lr=0.001"]
     options = [*scale(folder), "--search-rows", "0", "--development-only", "--experiments", "rates"]
     options += ["--results", str(folder / "attention.jsonl")]
-    run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
+    run_script(monkeypatch, "run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
     lines = (folder / "attention.jsonl").read_text(encoding="utf-8").splitlines()
     results = {result["method"]: result for result in map(json.loads, lines)}
     trained = {method: result["trainable_parameters"] for method, result in results.items()}
@@ -163,7 +151,7 @@ def test_one_direction_alone(
     labels = ["0-shot", "LoRA, joint", "LoRA, en-de", "LANDeRMT, en-de"]
     options = [*scale(folder), "--rows", "24", "--search-rows", "0", "--development-only", "--experiments", "alone"]
     options += ["--results", str(folder / "alone.jsonl")]
-    run_script(monkeypatch, "paper/run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
+    run_script(monkeypatch, "run.py", "--data", str(folder / "data"), *options, "--labels", *labels)
     lines = (folder / "alone.jsonl").read_text(encoding="utf-8").splitlines()
     base, joint, *tuned = [json.loads(line) for line in lines]
     for result in (base, joint, *tuned):
@@ -175,7 +163,7 @@ def test_one_direction_alone(
         assert all(loss != base["development_losses"][pair] for pair, loss in result["development_losses"].items())
 
     capsys.readouterr()
-    run_script(monkeypatch, "paper/report.py", *options, "--figures", str(folder / "drawn"))
+    run_script(monkeypatch, "report.py", *options, "--figures", str(folder / "drawn"))
     printed = capsys.readouterr().out
     losses = " | ".join(f"{loss:.4g}" for loss in base["development_losses"].values())
     assert f"| 0-shot | {losses} |" in printed

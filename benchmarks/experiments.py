@@ -1,13 +1,17 @@
-"""The paper's experiments: each is a list of named runs."""
+"""Experiments: each is a list of named runs. Most are the paper's; those of `programme.py` are plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any, get_args
 
 from common import PAPER
-from methods import CONTROLS, Run, Test
+from controls import CONTROLS
+from programme import PROGRAMME
+from runs import Run, Test
 
 from peft_landermt.detection.layers import ActivationStatistic
 
@@ -68,6 +72,7 @@ LEARNING_RATES = {
 }
 """Three for each method; adapters of whole rows, without factors, have their own."""
 
+ROWS_AT = (0.1, 0.03, 0.01)
 LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
 
 
@@ -149,7 +154,7 @@ def rates(scale: Scale) -> list[Named]:
         "LoRA on attention": baseline("lora-attention", scale),
         "Adapter-LoRA": baseline("adapter-lora", scale),
         "LANDeRMT with LoRA on attention": replace(lander(scale), method="lander-lora"),
-        **{f"rows at {ratio:g}": replace(lander(scale), row_lr_ratio=ratio) for ratio in (0.1, 0.03, 0.01)},
+        **{f"rows at {ratio:g}": replace(lander(scale), trainer={"row_lr_ratio": ratio}) for ratio in ROWS_AT},
         "general neurons": lander(scale, tune="general"),
     }
     return [
@@ -191,7 +196,19 @@ def alone(scale: Scale) -> list[Named]:
     ]
 
 
-EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
+def by_rate(arms: Mapping[str, Mapping[str, Any]], scale: Scale) -> list[Named]:
+    """Runs given as plain data, the fields of `Run`, each at every one of its learning rates; all at their first rate
+    before any at its second."""
+    found = []
+    for label, fields in arms.items():
+        run = Run(**{"pairs": scale.pairs, "rows": scale.rows, **fields, "search_rows": 0})  # type: ignore[arg-type]
+        rates = run.learning_rates
+        found.append([Named(f"{label}, lr={rate:g}", replace(run, learning_rates=(rate,))) for rate in rates])
+    return [named for turn in zip_longest(*found) for named in turn if named is not None]
+
+
+Experiment = Callable[[Scale], list[Named]]
+EXPERIMENTS: dict[str, Experiment] = {
     "table1": table1,
     "table2": table2,
     "rates": rates,
@@ -200,14 +217,13 @@ EXPERIMENTS: dict[str, Callable[[Scale], list[Named]]] = {
     "ratio": ratio,
     "data": data,
     "alone": alone,
+    **{name: partial(by_rate, arms) for name, arms in PROGRAMME.items()},
 }
 
 
-def plan(names: list[str], scale: Scale) -> dict[str, dict[str, list[Run]]]:
+def plan(experiments: Mapping[str, Experiment], scale: Scale) -> dict[str, dict[str, list[Run]]]:
     """For every experiment and label, one run for each seed."""
     return {
-        name: {
-            named.label: [replace(named.run, seed=seed) for seed in scale.seeds] for named in EXPERIMENTS[name](scale)
-        }
-        for name in names
+        name: {named.label: [replace(named.run, seed=seed) for seed in scale.seeds] for named in make(scale)}
+        for name, make in experiments.items()
     }

@@ -15,12 +15,12 @@ from .helpers import SCRIPTS
 
 
 @pytest.fixture
-def gradients(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def controls(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("gradients")
+    return importlib.import_module("controls")
 
 
-def test_norms_are_slopes(gradients: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_norms_are_slopes(controls: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
     """A step of length s along the gradient of an FFN's weights raises the loss by s times its norm, at first."""
     model = build_model("llama").double()
     inputs = tokenizer(SENTENCES["de"][0], return_tensors="pt")
@@ -28,7 +28,7 @@ def test_norms_are_slopes(gradients: ModuleType, tokenizer: PreTrainedTokenizerF
     def loss(model: PreTrainedModel) -> torch.Tensor:
         return model(**inputs, labels=inputs["input_ids"]).loss
 
-    norms = gradients.gradient_norms(model, tokenizer, [SENTENCES["de"][0]])
+    norms = controls.gradient_norms(model, tokenizer, [SENTENCES["de"][0]])
     assert norms.shape == (4,)
     assert all(weight.grad is None for weight in model.parameters())
     for layer, norm in enumerate(norms.tolist()):
@@ -44,16 +44,16 @@ def test_norms_are_slopes(gradients: ModuleType, tokenizer: PreTrainedTokenizerF
         assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(norm, rel=1e-3)
 
 
-def test_norms_are_averaged_over_sentences(gradients: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_norms_are_averaged_over_sentences(controls: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
     model = build_model("bloom")
     first, second = ([text] for text in SENTENCES["de"][:2])
-    both = gradients.gradient_norms(model, tokenizer, first + second)
-    alone = [gradients.gradient_norms(model, tokenizer, texts) for texts in (first, second)]
+    both = controls.gradient_norms(model, tokenizer, first + second)
+    alone = [controls.gradient_norms(model, tokenizer, texts) for texts in (first, second)]
     assert not torch.allclose(*alone)
     torch.testing.assert_close(both, sum(alone) / 2)
 
 
-def test_layers_of_a_pair_are_those_of_both_languages(gradients: ModuleType) -> None:
+def test_layers_of_a_pair_are_those_of_both_languages(controls: ModuleType) -> None:
     norms = {"en": torch.tensor([4.0, 1.0, 0.0, 2.0]), "de": torch.tensor([0.0, 1.0, 5.0, 1.5]), "fr": torch.ones(4)}
-    found = gradients.layers_by_gradient(norms, ["en-de", "en-fr", "fr-de"], 2)
+    found = controls.layers_by_gradient(norms, ["en-de", "en-fr", "fr-de"], 2)
     assert found == {"en-de": (0, 2), "en-fr": (0, 3), "fr-de": (2, 3)}
