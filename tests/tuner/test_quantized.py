@@ -7,7 +7,9 @@ no `weight`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from peft_landermt.ffn import find_ffns
 from peft_landermt.fingerprint import fingerprint
 from peft_landermt.linear import device_and_dtype
 
-from ..conftest import PAIRS, SENTENCES
+from ..conftest import PAIRS, SENTENCES, build_model, make_tokenizer
 from .helpers import adapt, ids, lander_layers, logits, recorded_calls
+from .packing import packs_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 WEIGHTS = "adapter_model.safetensors"
@@ -72,6 +75,7 @@ BACKENDS: dict[str, Callable[[], Any]] = {
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     ),
+    "bitsandbytes 4-bit, avx512_bf16": lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     "bitsandbytes 8-bit": lambda: _bitsandbytes(load_in_8bit=True),
     "torchao int8": lambda: _torchao("Int8WeightOnlyConfig"),
     "torchao int4": lambda: _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, group_size=32),
@@ -83,13 +87,37 @@ ROUNDED_INPUTS = ("bitsandbytes 8-bit",)
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with packs_weights(monkeypatch) if request.param.endswith("avx512_bf16") else nullcontext():
+        yield request.param
 
 
 @pytest.fixture(params=["llama", "bloom"])
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@cache
+def wide(architecture: str) -> tuple[PreTrainedModel, NeuronMap]:
+    """A base whose widths are whole blocks of quantized numbers, and what detection finds on it."""
+    sizes = {"hidden_size": 64} if architecture == "bloom" else {"hidden_size": 64, "intermediate_size": 128}
+    model = build_model(architecture, **sizes)
+    return model, detect(model)
+
+
+def detect(model: PreTrainedModel) -> NeuronMap:
+    options = {"num_layers": 2, "general_ratio": 0.7, "progress": False}
+    return detect_neurons(model, make_tokenizer(), SENTENCES, PAIRS, **options)
+
+
+@pytest.fixture
+def base(architecture: str) -> PreTrainedModel:
+    return copy.deepcopy(wide(architecture)[0])
+
+
+@pytest.fixture
+def neuron_map(architecture: str) -> NeuronMap:
+    return wide(architecture)[1]
 
 
 llama_only = pytest.mark.parametrize("architecture", ["llama"], indirect=True)
@@ -256,10 +284,10 @@ def test_merging_is_refused_before_anything_changes(quantized: PreTrainedModel, 
 
 
 @llama_only
-def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap, tokenizer: Any) -> None:
+def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap) -> None:
     """The map of a quantized base differs from the float base's only as much as the weights do, and fits both."""
     before = storage(quantized)
-    found = detect_neurons(quantized, tokenizer, SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False)
+    found = detect(quantized)
     assert_same_storage(quantized, before)
     assert found.fingerprint is None
     same = [ours.owner == theirs.owner for ours, theirs in zip(found.neurons, neuron_map.neurons, strict=True)]
