@@ -86,6 +86,16 @@ def adapt_kind(base: PreTrainedModel, neuron_map: NeuronMap, kind: str, **option
     return adapt(base, None if kind == "no-map" else neuron_map, KINDS[kind], **options)
 
 
+def side_by_side(base: PreTrainedModel, neuron_map: NeuronMap, kind: str, names: Sequence[str]) -> PeftModel:
+    """One adapter of one of `KINDS` per name, each with other values; the last is active."""
+    model = adapt_kind(base, neuron_map, kind, adapter_name=names[0])
+    for seed, name in enumerate(names[1:], 2):
+        model.add_adapter(name, make_config(None if kind == "no-map" else neuron_map, KINDS[kind]))
+        model.set_adapter(name)
+        randomize_adapter(model, seed=seed)
+    return model.eval()
+
+
 def route(kind: str) -> dict[str, list[str]]:
     """Keywords that a forward of three samples needs with an adapter of one of `KINDS`."""
     return {"language_pairs": PAIRS} if kind == "several-pairs" else {}
@@ -146,9 +156,11 @@ def neuron_groups(neuron_map: NeuronMap, layer: int, pair: str) -> dict[str, tor
     return {group: torch.tensor(neurons, dtype=torch.long) for group, neurons in members.items()}
 
 
-def dense_deltas(layer: LanderFFN, neuron_map: NeuronMap, index: int, pair: str) -> dict[str, torch.Tensor]:
+def dense_deltas(
+    layer: LanderFFN, neuron_map: NeuronMap, index: int, pair: str, adapter_name: str = "default"
+) -> dict[str, torch.Tensor]:
     """Delta rows (p, d) of every projection for one pair, zero where a neuron is not tuned for it."""
-    parameters = {name: value.detach() for name, value in layer.lander_blocks["default"].named_parameters()}
+    parameters = {name: value.detach() for name, value in layer.lander_blocks[adapter_name].named_parameters()}
     blocks = {"general": neuron_map.general(index)}
     blocks.update({language: neuron_map.specific(index, language) for language in pair.split("-")})
     dense = {}
@@ -161,6 +173,23 @@ def dense_deltas(layer: LanderFFN, neuron_map: NeuronMap, index: int, pair: str)
             elif f"{key}_A" in parameters:
                 dense[projection][neurons] = parameters[f"{key}_B"] @ parameters[f"{key}_A"]
     return dense
+
+
+def unmerged_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Weights of the base model inside, by their names in it."""
+    state = model.get_base_model().state_dict()
+    return {key.replace(".base_layer", ""): value.clone() for key, value in state.items() if ".lander_" not in key}
+
+
+def dense_sum(model: PeftModel, neuron_map: NeuronMap, pairs: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Base weights plus the deltas of each adapter for its pair, in float32, by their names in the base model."""
+    weights = {key: value.float() for key, value in unmerged_weights(model).items()}
+    for name, layer in lander_layers(model).items():
+        for adapter in pairs.keys() & layer.lander_blocks.keys():
+            deltas = dense_deltas(layer, neuron_map, layer_index(neuron_map, name), pairs[adapter], adapter)
+            for projection, delta in deltas.items():
+                weights[f"{name}.{projection}.weight"] += delta.t() if projection == layer.output_name else delta
+    return weights
 
 
 def activation(layer: LanderFFN, values: list[torch.Tensor]) -> torch.Tensor:
