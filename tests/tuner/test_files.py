@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,40 +128,50 @@ def test_a_stored_adapter_of_format_1_still_loads() -> None:
 
 # Interrupted saving
 
-_SAVE_FOREVER = """
-import sys, torch
+_SAVE_AND_KILL = """
+import os, signal, shutil, sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import build_model
-from peft import get_peft_model
+from tests.tuner.helpers import lander_layers
+from peft import PeftModel, get_peft_model
 from peft_landermt import LanderConfig
+import torch
+
+def weights(model):
+    return [weight for layer in lander_layers(model).values() for weight in layer.blocks("default").parameters()]
+
+folder = Path({folder!r})
 model = get_peft_model(build_model("llama"), LanderConfig(task_type="CAUSAL_LM", general_rank=None))
-value = 0
-while True:
-    value += 1
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.fill_(value)
-    model.save_pretrained({folder!r})
-    print(value, flush=True)
+for wait in (0.0, 0.011, 0.023, 0.05):
+    child = os.fork()
+    if not child:
+        value = 0
+        while True:
+            value += 1
+            with torch.no_grad():
+                for weight in weights(model):
+                    weight.fill_(value)
+            model.save_pretrained(folder)
+            (folder / "saved").touch()
+    while not (folder / "saved").exists():
+        time.sleep(0.001)
+    time.sleep(wait)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    loaded = PeftModel.from_pretrained(build_model("llama"), folder)
+    assert len({{float(value) for weight in weights(loaded) for value in weight.unique()}}) == 1
+    shutil.rmtree(folder)
+    print("whole")
 """
 
 
 def test_a_killed_save_leaves_a_whole_adapter(tmp_path: Path) -> None:
-    """Killed at any moment while it saves again and again, each time with one value everywhere."""
-    root = str(Path(__file__).parents[2])
-    for wait in (0.0, 0.011, 0.023, 0.05):
-        script = _SAVE_FOREVER.format(root=root, folder=str(tmp_path))
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stdout.readline()
-            time.sleep(wait)
-            os.kill(process.pid, signal.SIGKILL)
-        model = PeftModel.from_pretrained(build_model("llama"), str(tmp_path))
-        values = {
-            float(v) for w in lander_layers(model).values() for p in w.lander_blocks.parameters() for v in p.unique()
-        }
-        assert len(values) == 1
-        shutil.rmtree(tmp_path)
+    """Killed at any moment while it saves again and again, each time with one value everywhere; in a process of one
+    thread, which can be copied."""
+    script = _SAVE_AND_KILL.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path / "adapter"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["whole"] * 4, done.stderr[-2000:]
 
 
 def test_config_class_reads_its_own_folder(base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path) -> None:
