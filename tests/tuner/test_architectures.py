@@ -312,7 +312,6 @@ def test_a_fresh_adapter_changes_nothing(
 @pytest.mark.parametrize(
     "options",
     [
-        {"general_rank": None},
         {"general_rank": 4},
         {"car": "paper", "inactive_neurons": "drop", "general_rank": None},
         {"car": "proportional"},

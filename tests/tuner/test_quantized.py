@@ -92,9 +92,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield request.param
 
 
-@pytest.fixture(params=["llama", "bloom"])
+@pytest.fixture
 def architecture(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return getattr(request, "param", "llama")
 
 
 @cache
@@ -118,9 +118,6 @@ def base(architecture: str) -> PreTrainedModel:
 @pytest.fixture
 def neuron_map(architecture: str) -> NeuronMap:
     return wide(architecture)[1]
-
-
-llama_only = pytest.mark.parametrize("architecture", ["llama"], indirect=True)
 
 
 @pytest.fixture
@@ -192,10 +189,14 @@ def _numbers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.dequantize() if "torchao" in type(tensor).__module__ else tensor
 
 
+PAPER = {"car": "paper", "inactive_neurons": "drop", "general_rank": None}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"general_rank": None}, {"car": "paper", "inactive_neurons": "drop", "general_rank": None}],
-    ids=["defaults", "rows", "paper"],
+    ("architecture", "options"),
+    [("llama", {}), ("llama", {"general_rank": None}), ("llama", PAPER), ("bloom", PAPER)],
+    ids=["defaults", "rows", "paper", "paper on BLOOM"],
+    indirect=["architecture"],
 )
 def test_ffns_compute_what_dequantized_ones_do(
     backend: str,
@@ -225,7 +226,6 @@ def test_ffns_compute_what_dequantized_ones_do(
         assert (output - plain[name][2]).abs().max() > 0.1 * scale, "the adapter matters"
 
 
-@llama_only
 def test_training_leaves_the_base_quantized(
     backend: str, quantized: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
 ) -> None:
@@ -254,7 +254,6 @@ def test_training_leaves_the_base_quantized(
     assert all(".lander_blocks." in key for key in saved), "nothing of the base is in the file"
 
 
-@llama_only
 def test_adapters_go_from_float_to_quantized_bases_and_back(
     base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
 ) -> None:
@@ -272,7 +271,6 @@ def test_adapters_go_from_float_to_quantized_bases_and_back(
     assert (logits(loaded, ids(), language_pairs=PAIRS) - plain).abs().max() > 0.1
 
 
-@llama_only
 @pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
 def test_merging_is_refused_before_anything_changes(quantized: PreTrainedModel, merge: str) -> None:
     model = adapt(quantized)
@@ -283,7 +281,6 @@ def test_merging_is_refused_before_anything_changes(quantized: PreTrainedModel, 
     assert logits(model, ids()).equal(output)
 
 
-@llama_only
 def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap) -> None:
     """The map of a quantized base differs from the float base's only as much as the weights do, and fits both."""
     before = storage(quantized)
@@ -296,7 +293,6 @@ def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map
         assert logits(adapt(model, found, PAIRS), ids(), language_pairs=PAIRS).isfinite().all()
 
 
-@llama_only
 def test_half_precision(
     backend: str,
     base: PreTrainedModel,
