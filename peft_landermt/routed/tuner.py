@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
 from ..errors import AdapterError, ArchitectureError, LanguagePairError
+from ..linear import keep_unpacked
 from .call import Call, current_call
 from .checkpointing import bind_calls_to_checkpoints, release_checkpoints
 from .config import RoutedConfig
@@ -65,6 +66,7 @@ class RoutedTuner(BaseTuner):
             expected = expected_in_file(peft_config, model, plan, type(self).blocks_name())
             check_state(source.tensors(), *expected, others_loaded=len(self.peft_config) > 1)
             source.check_digest()
+        keep_unpacked(model)
 
     @classmethod
     def blocks_name(cls) -> str:

@@ -15,10 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from peft_landermt import LanderFFN, NeuronMap, join_adapters, split_adapter
+from peft_landermt import LanderConfig, LanderFFN, NeuronMap, join_adapters, split_adapter, write_model_card
 from peft_landermt.errors import AdapterError, LanderError, LanguagePairError
-from peft_landermt.lander.config import LanderConfig
-from peft_landermt.routed.card import write_model_card
 
 from ..conftest import PAIRS, build_model
 from .helpers import adapt, cloned_state, ids, logits, make_config, same_state

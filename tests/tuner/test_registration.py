@@ -128,7 +128,8 @@ print("imported:", type(PeftConfig.from_pretrained(sys.argv[1])).__name__)
 
 
 def test_process_that_does_not_import_the_package(tmp_path: Path) -> None:
-    """PEFT alone knows no LANDER and says so with a bare KeyError; importing the package is all it takes."""
+    """PEFT alone knows no LANDER and says so with a bare KeyError, as README and model card tell; importing the
+    package is all it takes."""
     model = adapt(build_model("llama"))
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "config.pkl").write_bytes(pickle.dumps(model.peft_config["default"]))
@@ -142,3 +143,5 @@ def test_process_that_does_not_import_the_package(tmp_path: Path) -> None:
         "unpickled: LanderConfig LANDER",
         "imported: LanderConfig",
     ]
+    for text in (Path(__file__).parents[2] / "README.md", tmp_path / "adapter" / "README.md"):
+        assert "`KeyError: 'LANDER'`" in text.read_text(encoding="utf-8")
