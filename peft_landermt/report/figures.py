@@ -57,8 +57,9 @@ def _legend(figure: Any, axes: Any) -> None:
 def layer_changes(neuron_map: NeuronMap) -> str:
     """D_i of every layer for every pair (eq. 2), the relevant layers marked."""
     figure, (axes,) = _axes()
-    for pair, changes in neuron_map.layer_changes.items():
-        known = {layer: change for layer, change in enumerate(changes) if change is not None}
+    for pair in neuron_map.language_pairs:
+        changes = enumerate(neuron_map.layer_changes[pair])
+        known = {layer: change for layer, change in changes if change is not None}
         (line,) = axes.plot(known.keys(), known.values(), linewidth=1, label=pair)
         chosen = [layer for layer in neuron_map.layers(pair) if layer in known]
         axes.plot(chosen, [known[layer] for layer in chosen], "o", color=line.get_color())
