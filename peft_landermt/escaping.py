@@ -8,7 +8,7 @@ import re
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-_MARKUP = re.compile(r"[^\w ,./-]|_(?![^\W_])|(?<![^\W_])_|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[^\w ,./+%?'-]|_(?![^\W_])|(?<![^\W_])_|(?<=www)\.", re.IGNORECASE)
 """What Markdown may take for more than a letter; of `_` none within a word; the dot of `www.`, which makes a link."""
 
 
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` as Markdown and HTML show it, letter by letter, also in a cell of a table."""
+    """`text` as Markdown and HTML show it, letter by letter, in a heading, a paragraph or a cell of a table."""
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable(text))
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -165,8 +166,9 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
         for key, value in entry.items():
             for label, keys in panels.items():
                 for start, name in keys.items():
-                    if key == start or (start.endswith("_") and key.startswith(start)):
-                        curves[label].setdefault(name or key.removeprefix(start), []).append((entry["step"], value))
+                    part = key.removeprefix(start) if start.endswith("_") and key.startswith(start) else ""
+                    if (name and key == start) or re.fullmatch(r"[\w-]+", part):  # a pair, or a block of neurons
+                        curves[label].setdefault(name or part, []).append((entry["step"], value))
     drawn = {label: lines for label, lines in curves.items() if lines}
     if not drawn:
         return None
