@@ -29,7 +29,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode
         yield partial
+        os.chmod(partial, usual)  # safetensors makes files that only their owner may read
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())  # else a crash may keep the new name and lose what was written
         os.replace(partial, target)

@@ -13,6 +13,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 
 from ..errors import ConfigError
 from ..outputs import write_text
@@ -98,11 +99,18 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Save an adapter: an older one in the folder stays until the new one is whole, and a card keeps its text."""
+    """Save an adapter: an older one in the folder stays until the new one is whole, and a card keeps its text.
+
+    Raises:
+        OSError: The adapter cannot be written; an older one is as it was.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as work:
-        model.save_pretrained(work)
-        for name in ADAPTER:
-            os.replace(Path(work) / name, folder / name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as work:
+            model.save_pretrained(work)
+            for name in ADAPTER:
+                os.replace(Path(work) / name, folder / name)
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written: {error}") from error
     write_model_card(model.peft_config["default"], folder)
