@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..outputs import write_text
 from ..translation import evaluate_translation, read_corpus
 from ..translation.models import routing_arguments
 from .options import (
     add_model_options,
-    check_output_file,
     is_main,
     load_adapted_model,
     parse_assignments,
     processes,
     with_texts,
-    write_json,
 )
+from .outputs import add_overwrite_option, claim, write_json
+
+_TEXTS = ("src", "hyp", "ref")
+"""Endings of the files of `--texts`."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,15 +41,17 @@ def add_parser(subparsers: Any) -> None:
         "--texts",
         help="folder for sources, translations and references, line by line: en-de.src, en-de.hyp, en-de.ref",
     )
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
-    if options.output:
-        check_output_file(options.output)
-    corpora = {pair: read_corpus(path, pair) for pair, path in parse_assignments(options.data, "--data").items()}
+    data = parse_assignments(options.data, "--data")
+    texts = [Path(options.texts, f"{pair}.{ending}") for pair in data for ending in _TEXTS] if options.texts else []
+    claim(options, [*texts, *([options.output] if options.output else [])])
+    corpora = {pair: read_corpus(path, pair) for pair, path in data.items()}
     model, tokenizer = load_adapted_model(options)
     for pair in corpora:
         routing_arguments(model, [pair], None)  # an unknown pair is refused before the first is translated
@@ -83,7 +88,6 @@ def run(options: argparse.Namespace) -> None:
 
 def write_lines(folder: Path, name: str, **texts: list[str]) -> None:
     """Write lists of sentences as line-aligned files, one for each keyword."""
-    folder.mkdir(parents=True, exist_ok=True)
     for ending, lines in texts.items():
         content = "".join(" ".join(line.splitlines()) + "\n" for line in lines)
-        (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+        write_text(folder / f"{name}.{ending}", content)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, ConfigError
+from ..outputs import new_folder
 from .options import add_model_options, load_adapted_model, require_adapter
 
 
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
             raise AdapterError("--adapter", options.adapter, "is no LANDER adapter; leave out --pair.")
         model.set_language_pair(options.pair)
     merged = model.merge_and_unload(safe_merge=True)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with new_folder(folder) as partial:
+        merged.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     print(f"written: {folder}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,18 +99,6 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
 def with_texts(score: TranslationScores, sources: list[str], references: list[str]) -> dict[str, Any]:
     """Scores of a direction with all texts, as `landermt report` reads them."""
     return {**asdict(score), "sources": sources, "references": references}
-
-
-def check_output_file(path: str) -> None:
-    """Raise ConfigError if `--output` names a folder, before the work that it is for."""
-    if Path(path).is_dir():
-        raise ConfigError("--output", path, "is a folder; name a file.")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON that people can read."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lines(path: str) -> list[str]:

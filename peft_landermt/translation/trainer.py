@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..errors import ConfigError, CorpusError
 from ..padding import IGNORED
 from ..seq2seq import decoder_inputs, is_encoder_decoder
+from .checkpoints import last_whole_checkpoint, remove_checkpoints
 from .collator import FIELDS, TranslationCollator
 from .losses import PairLosses
 from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full, training_metrics
@@ -177,10 +178,19 @@ class LanderTrainer(Trainer):
             labels = labels[:, _labelled_positions(labels)]
         return loss, logits, labels
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`. True resumes from the newest checkpoint that is whole.
+
+        Raises:
+            ConfigError: There is none.
+        """
         self.pair_losses["train"].clear()  # what was left of an earlier training
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                remedy = f"{self.args.output_dir} holds no whole checkpoint; train from the start."
+                raise ConfigError("resume_from_checkpoint", True, remedy)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what `transformers.Trainer` does and, while training, the loss of every pair, changes and gates."""
@@ -189,9 +199,12 @@ class LanderTrainer(Trainer):
             logs = {**logs, **by_pair, **training_metrics(self.accelerator.unwrap_model(self.model))}
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:  # what is left of one that was not written to its end must not mix with this one
+            remove_checkpoints(self._get_output_dir(trial), self.state.global_step)
+        self.accelerator.wait_for_everyone()
         with saved_in_full(self.accelerator.unwrap_model(self.model)):
-            super()._save_checkpoint(*args, **kwargs)
+            super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """The loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations score."""

@@ -44,8 +44,10 @@ def test_random_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 def test_serving() -> None:
-    served, cycled = map(json.loads, run("serving.py", "--requests", "20", "--cycles", "6").splitlines())
+    parts = run("serving.py", "--requests", "20", "--hostile", "20", "--cycles", "6").splitlines()
+    served, beside, cycled = map(json.loads, parts)
     assert served["answers"] == {"same": 20} and served["pairs"] == 10
+    assert beside["answers"] == {"same": 40} and beside["times_alone"]["median_seconds"] > 0
     assert (cycled["cycles"], cycled["wrong"]) == (6, 0)
 
 
