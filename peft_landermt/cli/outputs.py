@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from ..errors import ConfigError
 from ..outputs import write_text
-from ..tuner import write_model_card
+from ..routed.card import write_model_card
 
 ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 """Files of an adapter folder; its card is not among them, because the text of its owner is kept."""

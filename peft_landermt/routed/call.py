@@ -7,7 +7,7 @@ returns. Nothing about it is written on the model, so calls in several threads, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -18,6 +18,9 @@ from ..errors import LanguagePairError
 
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
+
+_BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "attention_mask", "labels")
+_NOT_BATCHED = ("position_ids", "cache_position")
 
 _Made = TypeVar("_Made")
 
@@ -46,6 +49,7 @@ class Call:
         routing: That of the model that is called; other models do not see the call.
         samples: For every sample its destination, None for the base model; None where all samples go to `active`.
         active: Adapters that serve all samples together, so that their deltas add up.
+        named: The argument that named the destinations, for messages.
         keeps: Whether weights cannot change while the call runs, so that what is made of them is kept from token to
             token. True in `generate`.
     """
@@ -53,6 +57,7 @@ class Call:
     routing: object
     samples: tuple[Destination | None, ...] | None = None
     active: tuple[Destination, ...] = ()
+    named: str = "language_pairs"
     keeps: bool = False
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
@@ -66,7 +71,7 @@ class Call:
             given, each = (
                 ([], "sample of the batch") if batch is None else (len(self.samples), f"of the {batch} samples")
             )
-            raise LanguagePairError("language_pairs", given, f"give one entry for each {each}.")
+            raise LanguagePairError(self.named, given, f"give one entry for each {each}.")
 
     def rows(self, states: torch.Tensor) -> torch.Tensor:
         """View (B, ..., d) as (samples, tokens, d): beams, returned sequences and flattened tokens lie together.
@@ -192,3 +197,17 @@ def current_call(routing: object) -> Call | None:
     """The call of this thread, if it is one of the model with this routing."""
     call = getattr(_thread, "call", None)
     return call if call is not None and call.routing is routing else None
+
+
+def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any], main_input: str = "input_ids") -> int | None:
+    """Number of samples of a call, where it can be told from a tensor among its arguments.
+
+    Args:
+        args: Positional arguments; the first tensor among them counts.
+        kwargs: Keyword arguments.
+        main_input: What the model calls its main input.
+    """
+    known = [kwargs.get(name) for name in (main_input, *_BATCHED)]
+    rest = [value for name, value in kwargs.items() if name not in _NOT_BATCHED]
+    tensors = (value for value in (*args, *known, *rest) if isinstance(value, torch.Tensor) and value.dim())
+    return next((int(tensor.shape[0]) for tensor in tensors), None)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import regex
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
+from safetensors import safe_open
 
 from ..errors import AdapterError, ConfigError, UnknownOptionError
 from ..language_pair import parse_pairs
@@ -161,18 +162,19 @@ class RoutedConfig(PeftConfig):
         Each file is replaced only when the new one is whole.
         """
         directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        has_weights = (directory / SAFETENSORS_WEIGHTS_NAME).exists()
+        weights = directory / SAFETENSORS_WEIGHTS_NAME
         saved = copy.copy(self)
         saved.digest = None
-        if has_weights:
-            saved.embedding_layers = self._embeddings_among(AdapterFolder(directory).keys())
+        if weights.exists():
+            with safe_open(weights, framework="pt") as file:
+                saved.embedding_layers = self._embeddings_among(file.keys())
+        directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as folder:
             super(RoutedConfig, saved).save_pretrained(folder, **kwargs)
-            if has_weights:
-                bind_to_weights(Path(folder, CONFIG_NAME), directory / SAFETENSORS_WEIGHTS_NAME)
-            os.replace(os.path.join(folder, CONFIG_NAME), directory / CONFIG_NAME)
-        if has_weights:
+            if weights.exists():
+                bind_to_weights(Path(folder, CONFIG_NAME), weights)
+            os.replace(Path(folder, CONFIG_NAME), directory / CONFIG_NAME)
+        if weights.exists():
             write_model_card(self, directory)
 
     def _embeddings_among(self, keys: Collection[str]) -> list[str] | None:

@@ -80,13 +80,13 @@ class Routing:
                 raise LanguagePairError("language_pair", pair, f"{state} {', '.join(map(str, served))}.")
         return {}
 
-    def call(self, active_adapters: Sequence[str], *, keeps: bool = False) -> Call:
+    def call(self, active_adapters: Sequence[str]) -> Call:
         """Make the call in which all samples go to the active adapters.
 
         Raises:
             LanguagePairError: One of them has several pairs and none was chosen.
         """
-        return Call(self, active=tuple((name, self.pair_of(name)) for name in active_adapters), keeps=keeps)
+        return Call(self, active=tuple((name, self.pair_of(name)) for name in active_adapters))
 
     def call_of(
         self,
@@ -94,8 +94,6 @@ class Routing:
         language_pairs: Sequence[str | None] | None,
         adapter_names: Sequence[str] | None,
         batch: int | None,
-        *,
-        keeps: bool = False,
     ) -> Call:
         """Make the call that `language_pairs` and `adapter_names` describe, one of each per sample.
 
@@ -106,7 +104,6 @@ class Routing:
             language_pairs: A pair for every sample.
             adapter_names: An adapter for every sample, or `__base__`.
             batch: Number of samples, where it is known.
-            keeps: See [`Call`].
 
         Raises:
             LanguagePairError: Lengths do not fit, or a pair or adapter is unknown.
@@ -137,7 +134,7 @@ class Routing:
                 samples.append(None)
             else:
                 samples.append((name, self.pair_of(name) if pair is None else self.check_pair(name, pair)))
-        return Call(self, tuple(samples), keeps=keeps)
+        return Call(self, tuple(samples), named="adapter_names" if language_pairs is None else "language_pairs")
 
     # Threads: any number may read the model at a time; one may train it, or write its weights
 

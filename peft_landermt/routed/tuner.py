@@ -14,18 +14,15 @@ from torch import nn
 
 from ..errors import AdapterError, ArchitectureError, LanguagePairError
 from ..linear import keep_unpacked
-from .call import Call, current_call
-from .checkpointing import bind_calls_to_checkpoints, release_checkpoints
+from .call import Call, batch_size, current_call
 from .config import RoutedConfig
+from .hooks import bind_calls_to_checkpoints, drop_language_pairs, remove_hooks
 from .layer import Blocks, RoutedLayer
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
 from .state import adapter_tensors, as_saved, check_state, expected_in_file, expected_in_model
 from .targets import check_adapter_name, check_saved_modules
-
-_BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "attention_mask", "labels")
-_NOT_BATCHED = ("position_ids", "cache_position")
 
 
 class RoutedTuner(BaseTuner):
@@ -80,8 +77,7 @@ class RoutedTuner(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.__dict__.pop("_found", None)
         self.routing.pairs[adapter_name] = tuple(self.peft_config[adapter_name].language_pairs or ())
-        if drop_language_pairs not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(drop_language_pairs, with_kwargs=True)
+        drop_language_pairs(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The layer makes its adapters on the device of the base, so nothing is left to move.
@@ -151,6 +147,10 @@ class RoutedTuner(BaseTuner):
             else:
                 self.routing.chosen[name] = language_pair
 
+    @property
+    def _main_input(self) -> str:
+        return getattr(self.model, "main_input_name", "input_ids")
+
     def _is_merged(self) -> bool:
         return any([layer.merged_adapters for layer in self._layers()])
 
@@ -161,19 +161,16 @@ class RoutedTuner(BaseTuner):
         """The call that a forward or generate with these arguments is."""
         if self._is_disabled():
             return Call(self.routing)
-        given = {name: kwargs.get(name) for name in ("language_pairs", "adapter_names")}
-        named = [name for name, value in given.items() if value is not None]
-        if self._is_merged() and named:
+        pairs, names = kwargs.get("language_pairs"), kwargs.get("adapter_names")
+        if pairs is None and names is None:
+            return self.routing.call([] if self._is_merged() else self.active_adapters)
+        if self._is_merged() and names is not None:  # in PEFT's words
+            remedy = "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            raise LanguagePairError("adapter_names", names, remedy)
+        if self._is_merged():
             remedy = "the model is merged for one pair; call unmerge_adapter() first."
-            if "adapter_names" in named:  # in PEFT's words
-                remedy = (
-                    "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-                )
-            raise LanguagePairError(named[-1], given[named[-1]], remedy)
-        if named:
-            batch = batch_size(args, kwargs, getattr(self.model, "main_input_name", "input_ids"))
-            return self.routing.call_of(self.active_adapters, given["language_pairs"], given["adapter_names"], batch)
-        return self.routing.call([] if self._is_merged() else self.active_adapters)
+            raise LanguagePairError("language_pairs", pairs, remedy)
+        return self.routing.call_of(self.active_adapters, pairs, names, batch_size(args, kwargs, self._main_input))
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -193,24 +190,23 @@ class RoutedTuner(BaseTuner):
         if call is None or (self._is_disabled() and (call.active or call.samples is not None)):
             with self._enable_peft_forward_hooks(*args, **kwargs):  # not entered by PEFT for MPT, nor if disabled
                 return self.forward(*args, **{**kwargs, "adapter_names": None})
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("language_pairs", "adapter_names")}
-        self._check_batch(call, args, kwargs)
-        return self.model(*args, **kwargs)
+        return self.model(*args, **self._inputs(call, args, kwargs))
+
+    def _inputs(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What is left for the base model, checked against the call: PEFT does not always show it before."""
+        inputs = {name: value for name, value in kwargs.items() if name not in ("language_pairs", "adapter_names")}
+        call.check_batch(batch_size(args, inputs, self._main_input))
+        return inputs
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base model, in the call that was made by `_enable_peft_forward_hooks`.
 
         What is made of weights, such as sums of weights and deltas, is kept from token to token.
         """
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("language_pairs", "adapter_names")}
         call = Call(self.routing) if self._is_disabled() else current_call(self.routing) or self._call_of(args, kwargs)
-        self._check_batch(call, args, kwargs)
+        inputs = self._inputs(call, args, kwargs)
         with self.routing.running(replace(call, keeps=True)):
-            return self.model.generate(*args, **kwargs)
-
-    def _check_batch(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # PEFT does not always show the inputs when the call is made
-        call.check_batch(batch_size(args, kwargs, getattr(self.model, "main_input_name", "input_ids")))
+            return self.model.generate(*args, **inputs)
 
     # Merging
 
@@ -255,8 +251,7 @@ class RoutedTuner(BaseTuner):
             named = [(name, layer) for name, layer in self.model.named_modules() if isinstance(layer, RoutedLayer)]
             for name, layer in reversed(named):  # inner ones first
                 self.model.set_submodule(name, layer.restore())
-            release_checkpoints(self.model)
-            _remove_hook(self.model)
+            remove_hooks(self.model)
             return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def _check_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
@@ -267,11 +262,8 @@ class RoutedTuner(BaseTuner):
             layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
             for name, projection in layer.projections.items() if any(map(layer.holds, names)) else ():
                 if uses[id(projection.base_layer._parameters["weight"])] > 1:
-                    raise ArchitectureError(
-                        "base_layer",
-                        f"{name} with tied weight",
-                        "another layer uses the same weight and would change with it; give each its own first.",
-                    )
+                    remedy = "another layer uses the same weight and would change with it; give each its own first."
+                    raise ArchitectureError("base_layer", f"{name} with tied weight", remedy)
 
     # State
 
@@ -300,29 +292,3 @@ class RoutedTuner(BaseTuner):
         others = [name for name in model.peft_config if name != adapter_name]  # type: ignore[union-attr]
         check_state(remapped, *expected_in_model(model, config, adapter_name), others_loaded=bool(others))
         return remapped
-
-
-def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any], main_input: str = "input_ids") -> int | None:
-    """Number of samples of a call, where it can be told from a tensor among its arguments.
-
-    Args:
-        args: Positional arguments; the first tensor among them counts.
-        kwargs: Keyword arguments.
-        main_input: What the model calls its main input.
-    """
-    known = [kwargs.get(name) for name in (main_input, *_BATCHED)]
-    rest = [value for name, value in kwargs.items() if name not in _NOT_BATCHED]
-    tensors = (value for value in (*args, *known, *rest) if isinstance(value, torch.Tensor) and value.dim())
-    return next((int(tensor.shape[0]) for tensor in tensors), None)
-
-
-def drop_language_pairs(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook of a base model, which PEFT hands the keyword to where the config has no `task_type`."""
-    return args, {name: value for name, value in kwargs.items() if name != "language_pairs"}
-
-
-def _remove_hook(model: nn.Module) -> None:
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is drop_language_pairs:
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -1,5 +1,4 @@
-"""Gradient checkpointing: the backward pass recomputes a layer, after the call has returned and in another thread; the
-call goes along, since what the layer computed depends on it."""
+"""What a base model keeps while it has adapters, until they are unloaded: each is put there once, for all calls."""
 
 from __future__ import annotations
 
@@ -17,6 +16,8 @@ _FUNCTION = "_gradient_checkpointing_func"
 
 class CheckpointWithCall:
     """A checkpoint function that has the recomputation see the call of the forward pass.
+
+    The backward pass recomputes a layer after the call has returned, and on a GPU in another thread.
 
     Args:
         original: The checkpoint function.
@@ -44,8 +45,21 @@ def bind_calls_to_checkpoints(model: nn.Module, routing: Routing) -> None:
             module.__dict__[_FUNCTION] = CheckpointWithCall(function, routing)
 
 
-def release_checkpoints(model: nn.Module) -> None:
-    """Undo [`bind_calls_to_checkpoints`]."""
+def drop_language_pairs(model: nn.Module) -> None:
+    """Have a base model ignore `language_pairs`, which PEFT hands on to it where the config has no `task_type`."""
+    if _drop not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_drop, with_kwargs=True)
+
+
+def _drop(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in kwargs.items() if name != "language_pairs"}
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Undo [`bind_calls_to_checkpoints`] and [`drop_language_pairs`]."""
     for module in model.modules():
         if isinstance(function := module.__dict__.get(_FUNCTION), CheckpointWithCall):
             module.__dict__[_FUNCTION] = function.original
+    for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _drop]:
+        del model._forward_pre_hooks[key]
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
