@@ -12,6 +12,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from ..attention import layer_of
 from ..errors import AdapterError, LanguagePairError
 from ..routed.folder import PREFIX, LoadedState, save_weights
 from ..routed.state import State
@@ -114,6 +115,11 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
                 block = _block(key.removeprefix(prefix), counts)
                 if block in (None, GENERAL) or block in specific:
                     kept[key] = _rows(key, value, [index])
+    layers = {layer_of(module) for module in chosen.neuron_counts}
+    for key, value in state.items():  # attention in the pair's layers
+        module = key.removeprefix(PREFIX).partition(_MARK)[0]
+        if _MARK in key and module not in config.neuron_counts and layer_of(module) in layers:
+            kept[key] = value
     return chosen, kept
 
 

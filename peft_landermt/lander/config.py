@@ -6,14 +6,26 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..attention import ROLES, Role
 from ..errors import ConfigError
 from ..ffn import FFNLayout
 from ..neuron_map import NeuronMap
 from ..routed.config import RoutedConfig
 from .deltas import ROW_PER_PAIR
-from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Tune, check_counts
+from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Projections, Tune, check_counts
 
 FORMAT_VERSION = 1
+METHOD = (
+    "car",
+    "inactive_neurons",
+    "tune",
+    "general_rank",
+    "specific_rank",
+    "projections",
+    "attention_modules",
+    "attention_rank",
+)
+"""Fields that say what an adapter makes of its neurons and of attention."""
 NEEDS_MAP = (*CONSTANT, "token")
 """Values of `car` that are made of awareness."""
 
@@ -60,6 +72,15 @@ class LanderConfig(RoutedConfig):
         general_rank (`int`, *optional*):
             An integer: the delta of the general neurons is a product of two factors of this rank, while specific
             neurons keep whole rows. `None`: one delta row per general neuron (the paper).
+        specific_rank (`int`, *optional*):
+            The same for the specific neurons of each language; `None`: whole rows (the paper).
+        projections (`str`):
+            Which projections of a neuron are tuned: `"all"` (the paper), `"input"` or `"output"`.
+        attention_modules (`list[str]`, *optional*):
+            Projections of the attention beside the adapted FFNs that get low-rank factors, shared by all pairs:
+            some of `"q"`, `"k"`, `"v"` and `"o"`, whatever the base calls them. `None`: none (the paper).
+        attention_rank (`int`):
+            Rank of these factors.
         save_dtype (`str`, *optional*):
             Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default, float32 where
             quantized weights have none.
@@ -93,13 +114,17 @@ class LanderConfig(RoutedConfig):
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
     general_rank: int | None = field(default=16, metadata={"must be": "a positive integer, or None for whole rows"})
+    specific_rank: int | None = field(default=None, metadata={"must be": "a positive integer, or None for whole rows"})
+    projections: Projections = "all"
+    attention_modules: list[Role] | None = None
+    attention_rank: int = field(default=16, metadata={"must be": "a positive integer"})
     neuron_counts: dict[str, Any] | None = None
     neuron_map_signature: str | None = None
 
     PEFT_TYPE: ClassVar[str] = "LANDER"
     NEWEST_FORMAT: ClassVar[int] = FORMAT_VERSION
     NOT_SAVED: ClassVar[tuple[str, ...]] = (*RoutedConfig.NOT_SAVED, "neuron_map")
-    FORM: ClassVar[tuple[str, ...]] = (*RoutedConfig.FORM, "car", "inactive_neurons", "tune", "general_rank")
+    FORM: ClassVar[tuple[str, ...]] = (*RoutedConfig.FORM, *METHOD)
     SIZES: ClassVar[tuple[str, ...]] = ("language_pairs", "neuron_counts")
 
     def __post_init__(self) -> None:
@@ -123,7 +148,8 @@ class LanderConfig(RoutedConfig):
 
         Detect with `activation_statistic="mean"` and `normalize_awareness=False` for a literal neuron map too.
         """
-        literal: dict[str, Any] = {"car": "paper", "inactive_neurons": "drop", "tune": "pair", "general_rank": None}
+        literal: dict[str, Any] = {"car": "paper", "inactive_neurons": "drop", "tune": "pair", "projections": "all",
+            "general_rank": None, "specific_rank": None, "attention_modules": None}  # fmt: skip
         return cls(**{**literal, **options})
 
     @property
@@ -167,12 +193,23 @@ class LanderConfig(RoutedConfig):
             car=self.car,
             inactive_neurons=self.inactive_neurons,
             tune=self.tune,
+            projections=self.projections,
             general_rank=self.general_rank,
+            specific_rank=self.specific_rank,
         )
 
     def _check_options(self) -> None:
-        if self.general_rank is not None and self.general_rank < 1:
-            raise ConfigError("general_rank", self.general_rank, "must be a positive integer, or None for whole rows.")
+        for name in ("general_rank", "specific_rank", "attention_rank"):
+            rank = getattr(self, name)
+            if rank is not None and rank < 1:
+                rows = "" if name == "attention_rank" else ", or None for whole rows"
+                raise ConfigError(name, rank, f"must be a positive integer{rows}.")
+        if self.attention_modules is not None:
+            if not self.attention_modules:
+                raise ConfigError("attention_modules", self.attention_modules, "names nothing; None means none.")
+            self.attention_modules = [role for role in ROLES if role in self.attention_modules]
+            if self.tune == "specific":
+                raise ConfigError("tune", self.tune, "leaves out what pairs share, as attention_modules are.")
         if self.target_modules == "all-linear":
             raise ConfigError(
                 "target_modules", self.target_modules, "LANDER adapts whole FFN modules; name them, or leave this out."

@@ -50,6 +50,8 @@ class NeuronBlocks(Blocks):
         self.layout = layout
         self.projections: Mapping[str, int] = projections
         self.output = list(projections)[-1]
+        chosen = {"all": list(projections), "input": list(projections)[:-1], "output": [self.output]}
+        self.tuned_projections = chosen[layout.projections]
         # whole rows of the general neurons are so many that they are better added to the weight than multiplied apart
         self.folds = GENERAL in layout.tuned_blocks and layout.rank(GENERAL) is None
         self.pairs = layout.language_pairs
@@ -61,7 +63,7 @@ class NeuronBlocks(Blocks):
         for block, count in {GENERAL: layout.general, **layout.specific}.items():
             self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
-            for projection in projections:
+            for projection in self.tuned_projections:
                 self._add_delta(block, projection, device, dtype)
         pairs = len(layout.language_pairs)
         if layout.partitioned:
@@ -116,7 +118,7 @@ class NeuronBlocks(Blocks):
         if GENERAL not in tuned or self.layout.rank(GENERAL) is None:
             return []
         whole = [block for block in tuned if self.layout.rank(block) is None]
-        return [self.get_parameter(f"{block}_{name}") for block in whole for name in self.projections]
+        return [self.get_parameter(f"{block}_{name}") for block in whole for name in self.tuned_projections]
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
@@ -176,6 +178,8 @@ class NeuronBlocks(Blocks):
             team: Samples and their pairs.
             dtype: Type to multiply in.
         """
+        if projection not in self.tuned_projections:
+            return ()
         parts, updates = self.projections[projection], []
         values: dict[str, torch.Tensor] = self._parameters  # type: ignore[assignment]
         is_output = projection == self.output

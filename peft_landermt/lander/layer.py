@@ -21,19 +21,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import onload_layer
 from torch import nn
 
-from ..errors import ArchitectureError
 from ..ffn import FFN
-from ..linear import device_and_dtype
 from ..neuron_map import NeuronMap
-from ..routed.call import Call, Team, current_call, entered
-from ..routed.layer import RoutedLayer
+from ..routed.call import Call, Team, entered
+from ..routed.layer import RoutedLayer, device_of
 from ..routed.projection import RoutedLinear, Share
 from ..routed.routing import Routing
 from .deltas import NeuronBlocks
@@ -91,11 +87,6 @@ class LanderFFN(RoutedLayer):
         """Names of the FFN's linear layers, the output projection last."""
         return (*self.input_names, self.output_name)
 
-    @property
-    def projections(self) -> Mapping[str, RoutedLinear]:  # type: ignore[override]
-        """The FFN's linear layers by name, the output projection last."""
-        return {name: self.base_layer.get_submodule(name) for name in self.projection_names}  # type: ignore[misc]
-
     def ffn(self, name: str) -> FFN:
         """Describe the wrapped FFN, under a name."""
         names = (self.input_names, self.output_name)
@@ -107,46 +98,11 @@ class LanderFFN(RoutedLayer):
         assert isinstance(blocks, NeuronBlocks)
         return blocks
 
-    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        """Tell device and type for adapters of this FFN: those of its output projection."""
-        return device_and_dtype(self.projections[self.output_name].base_layer)
-
-    def restore(self) -> nn.Module:
-        """Put the base's own projections back in place, and return the FFN."""
-        for name, projection in self.projections.items():
-            setattr(self.base_layer, name, projection.base_layer)
-        return self.base_layer
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the base FFN; its projections compute what the call in progress makes of them."""
-        base = self._modules["base_layer"]
-        assert base is not None
-        if self.merged_adapters:
-            if self.disable_adapters:
-                self.unmerge()
-            return base(*args, **kwargs)
-        call = self.call()
-        states = _first_tensor(args, kwargs)
-        teams = call.teams(self, states.device)
-        # PEFT offloads an adapter with the base that it is loaded into
-        offloaded = [team for team in teams if "_hf_hook" in team.blocks.__dict__]
-        with onload_layer(self.lander_blocks) if offloaded else nullcontext():
-            for team in teams:
-                if team.blocks.layout.car == "token":
-                    call = self._with_token_gates(call, states.device, args, kwargs)
-                    break
-            with entered(call) if call is not current_call(self.routing) else nullcontext():
-                output = base(*args, **kwargs)
+    def _opened(self, call: Call, teams: Sequence[Team], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         for team in teams:
-            if len(team.met) < len(self.input_names) + 1:
-                missed = next(name for name in self.projection_names if name not in team.met)
-                raise ArchitectureError(
-                    "model",
-                    missed,
-                    f"{type(base).__name__} reads its weight without calling it, so deltas would be lost; for BLOOM, "
-                    "load the model with slow_but_exact=False.",
-                )
-        return output
+            if team.blocks.layout.car == "token":
+                return self._with_token_gates(call, device_of(args, kwargs), args, kwargs)
+        return call
 
     def share(self, projection: str, team: Team, states: torch.Tensor | None) -> Share:
         """Tell what a team's adapter makes of a projection; see [`RoutedLayer.share`]."""
@@ -191,13 +147,6 @@ class _Recorder(Team):
     """Stands in for teams whose adapters add nothing, and keeps the activations h (samples, tokens, p)."""
 
     seen: torch.Tensor
-
-
-def _first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            return value
-    raise ValueError("an FFN was called without a tensor")
 
 
 def rows_of_neuron(ffn: FFN) -> dict[str, int]:

@@ -13,7 +13,13 @@ from ..neuron_map import NeuronMap
 CarMode = Literal["off", "paper", "proportional", "token", "learned"]
 InactiveNeurons = Literal["keep", "drop"]
 Tune = Literal["pair", "general", "specific", "layers"]
-CHOICES = {"car": get_args(CarMode), "inactive_neurons": get_args(InactiveNeurons), "tune": get_args(Tune)}
+Projections = Literal["all", "input", "output"]
+CHOICES = {
+    "car": get_args(CarMode),
+    "inactive_neurons": get_args(InactiveNeurons),
+    "tune": get_args(Tune),
+    "projections": get_args(Projections),
+}
 """Fields of a config that take one of a few values, and these."""
 
 CONSTANT = ("paper", "proportional")
@@ -120,7 +126,9 @@ class BlockLayout:
     car: CarMode = "off"
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
+    projections: Projections = "all"
     general_rank: int | None = None
+    specific_rank: int | None = None
 
     @property
     def tuned_blocks(self) -> tuple[str, ...]:
@@ -135,7 +143,7 @@ class BlockLayout:
 
     def rank(self, block: str) -> int | None:
         """Rank of a block's deltas; None for whole rows."""
-        return self.general_rank if block == GENERAL else None
+        return self.general_rank if block == GENERAL else self.specific_rank
 
     def concerns(self, pair: str | None) -> bool:
         """Whether this FFN is adapted for a pair."""

@@ -31,7 +31,7 @@ def relative_changes(layers: Iterable[LanderFFN], adapter_name: str) -> dict[str
     for layer in layers:
         blocks = layer.blocks(adapter_name)
         for name, projection in layer.projections.items():
-            if not has_dense_weight(projection.base_layer):
+            if name not in blocks.tuned_projections or not has_dense_weight(projection.base_layer):
                 continue
             for block in blocks.layout.tuned_blocks:
                 axis = 1 if name == layer.output_name else 0

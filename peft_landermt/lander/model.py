@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..ffn import check_addressable
+from ..ffn import FFN, check_addressable
 from ..neuron_map import NeuronMap
-from ..routed.layer import Blocks
+from ..routed.layer import Blocks, RoutedLayer
 from ..routed.tuner import RoutedTuner
 from .config import LanderConfig
 from .deltas import NeuronBlocks
 from .layer import LanderFFN, rows_of_neuron
 from .metrics import training_metrics
-from .targets import as_ffn, check_base, check_options, default_targets, is_target
+from .shared import LanderAttention, SharedFactors
+from .targets import as_ffn, attention_beside, check_base, check_options, default_targets, is_target
 
 
 class LanderModel(RoutedTuner):
@@ -64,13 +65,15 @@ class LanderModel(RoutedTuner):
                 "output before any training.",
                 stacklevel=2,
             )
-        meta = torch.device("meta")
-        return {
-            ffn.name: NeuronBlocks(
-                peft_config.block_layout(ffn.name, ffn.neurons, ffn.width), rows_of_neuron(ffn), meta, torch.float32
-            )
-            for ffn in ffns
-        }
+        meta = (torch.device("meta"), torch.float32)
+        plan: dict[str, Blocks] = {}
+        for ffn in ffns:
+            layout = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width)
+            plan[ffn.name] = NeuronBlocks(layout, rows_of_neuron(ffn), *meta)
+            for name, attention in attention_beside(model, ffn, peft_config).items():
+                options = (peft_config.attention_modules or (), peft_config.attention_rank, layout.language_pairs)
+                plan[name] = SharedFactors(attention, *options, *meta)
+        return plan
 
     def _create_and_replace(
         self,
@@ -96,10 +99,32 @@ class LanderModel(RoutedTuner):
             inference_mode=peft_config.inference_mode,
         )
         if layer is not target:
-            if adapter_name not in self.active_adapters:
-                # adding an additional adapter: it is not automatically trainable
-                layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+            self._put(parent, target_name, layer, adapter_name)
+        self._adapt_attention(peft_config, adapter_name, layer.ffn(current_key))
+
+    def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, ffn: FFN) -> None:
+        """Adapt the attention beside an FFN; not by PEFT's search, which looks into no adapted layer (OPT's)."""
+        pairs = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width).language_pairs
+        for name, attention in attention_beside(self.model, ffn, peft_config).items():
+            layer = target = self.model.get_submodule(name)
+            if not isinstance(layer, LanderAttention):
+                layer = LanderAttention(attention, self.routing)
+            layer.update_layer(
+                adapter_name,
+                peft_config.attention_modules or (),
+                peft_config.attention_rank,
+                pairs,
+                init_weights=peft_config.init_weights,
+                inference_mode=peft_config.inference_mode,
+            )
+            if layer is not target:
+                parent, _, last = name.rpartition(".")
+                self._put(self.model.get_submodule(parent), last, layer, adapter_name)
+
+    def _put(self, parent: nn.Module, name: str, layer: RoutedLayer, adapter_name: str) -> None:
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not automatically trainable
+        self._replace_module(parent, name, layer, layer.base_layer)
 
     def _ffns(self) -> list[LanderFFN]:
         return [layer for layer in self._layers() if isinstance(layer, LanderFFN)]

@@ -8,14 +8,17 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..attention import Attention, layer_of, no_attention, recognise_attention
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
 from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
 from ..routed import targets as routed
+from ..routed.layer import RoutedLayer
 from ..routed.projection import RoutedLinear
 from .config import LanderConfig
 from .layer import LanderFFN
+from .shared import LanderAttention
 
 
 def default_targets(model: nn.Module, layout: FFNLayout | None = None) -> set[str]:
@@ -60,9 +63,9 @@ def without_adapters(model: nn.Module) -> nn.Module:
     """The model, as a view in which adapted modules show as those they wrap."""
     view = nn.Module()
     for name, module in model.named_children():
-        if isinstance(module, (LanderFFN, RoutedLinear)):
+        if isinstance(module, (RoutedLayer, RoutedLinear)):
             module = module.base_layer
-        routed = any(isinstance(child, (LanderFFN, RoutedLinear)) for child in module.modules())
+        routed = any(isinstance(child, (RoutedLayer, RoutedLinear)) for child in module.modules())
         view.add_module(name, without_adapters(module) if routed else module)
     return view
 
@@ -105,16 +108,58 @@ def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
     return ffn
 
 
+def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[str, Attention]:
+    """The attention modules in the layer of an FFN, of which a config tunes projections.
+
+    Args:
+        model: The model, with or without adapters.
+        ffn: An adapted FFN.
+        config: Of the adapter.
+
+    Returns:
+        Attention by module name, as it is once the FFN is wrapped.
+
+    Raises:
+        ArchitectureError: There is none of a form that is known, or it has adapters of another method.
+        ConfigError: The rank is larger than a projection's sizes.
+    """
+    found: dict[str, Attention] = {}
+    for name, module in model.named_modules() if config.attention_modules else ():
+        if layer_of(name) != layer_of(ffn.name):
+            continue
+        attention = module.attention if isinstance(module, LanderAttention) else None
+        if attention is None and not any(name.startswith(f"{other}.") for other in found):
+            attention = recognise_attention(module, name)
+        if attention is None:
+            continue
+        if not isinstance(module, LanderAttention):
+            others = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+            if others:
+                problem = f"has adapters of another method ({type(others[0]).__name__})"
+                raise ArchitectureError("attention_modules", name, f"{problem}; merge them into the base first.")
+            if name.startswith(f"{ffn.name}.") and not name.startswith(f"{ffn.name}.base_layer."):
+                # the FFN's projections sit on the layer, which will be wrapped
+                name = f"{ffn.name}.base_layer.{name.removeprefix(f'{ffn.name}.')}"
+        for role in config.attention_modules or ():
+            if config.attention_rank > min(attention.size(role)):
+                problem = f"is larger than the sizes {attention.size(role)} of {name}, {role}"
+                raise ConfigError("attention_rank", config.attention_rank, f"{problem}; take a smaller one.")
+        found[name] = attention
+    if config.attention_modules and not found:
+        raise no_attention(layer_of(ffn.name), config.attention_modules)
+    return found
+
+
 def check_options(config: LanderConfig, ffn: FFN) -> None:
     """Check options that not every FFN can have.
 
     Raises:
         ConfigError: The rank is larger than the model width, or the gate needs an FFN that is a module of its own.
     """
-    if config.general_rank is not None and config.general_rank > ffn.width:
-        raise ConfigError(
-            "general_rank", config.general_rank, f"is larger than the model width {ffn.width}; None means whole rows."
-        )
+    for name in ("general_rank", "specific_rank"):
+        rank = getattr(config, name)
+        if rank is not None and rank > ffn.width:
+            raise ConfigError(name, rank, f"is larger than the model width {ffn.width}; None means whole rows.")
     if config.car == "token" and not ffn.has_own_module:
         raise ConfigError(
             "car", "token", f"needs an FFN that is a module of its own, which {ffn.name} has not; choose another gate."

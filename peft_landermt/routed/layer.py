@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, on
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
-from ..linear import has_dense_weight, weight_rows
-from .call import Call, Team, current_call
+from ..linear import device_and_dtype, has_dense_weight, weight_rows
+from .call import Call, Team, current_call, entered
 from .projection import RoutedLinear, Share, weight_of
 from .routing import Routing
 
@@ -53,8 +53,8 @@ class Blocks(nn.Module):
 class RoutedLayer(nn.Module, BaseTunerLayer):
     """A module of the base, stored as `base_layer`, whose linear layers adapters have blocks on.
 
-    A subclass names the `nn.ModuleDict` that holds each adapter's [`Blocks`] in `adapter_layer_names`, and gives its
-    projections.
+    A subclass names the `nn.ModuleDict` that holds each adapter's [`Blocks`] in `adapter_layer_names`, names its
+    linear layers, puts a [`RoutedLinear`] in the place of each, and tells in `share` what adapters make of them.
 
     Args:
         base_layer: The module.
@@ -73,8 +73,46 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         self._unmerged_weights: dict[str, torch.Tensor] = {}
         self.training = base_layer.training
 
-    projections: Mapping[str, RoutedLinear]
-    """The linear layers that blocks of this layer are on, by name."""
+    @property
+    def projection_names(self) -> tuple[str, ...]:
+        """Names of the linear layers that blocks of this layer are on."""
+        raise NotImplementedError
+
+    @property
+    def projections(self) -> Mapping[str, RoutedLinear]:
+        """The linear layers that blocks of this layer are on, by name."""
+        return {name: self.base_layer.get_submodule(name) for name in self.projection_names}  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base's module; its projections compute what the call in progress makes of them."""
+        base = self._modules["base_layer"]
+        assert base is not None
+        if self.merged_adapters:
+            if self.disable_adapters:
+                self.unmerge()
+            return base(*args, **kwargs)
+        call = self.call()
+        teams = call.teams(self, device_of(args, kwargs))
+        # PEFT offloads an adapter with the base that it is loaded into
+        offloaded = [team for team in teams if "_hf_hook" in team.blocks.__dict__]
+        with onload_layer(self.adapters) if offloaded else nullcontext():
+            call = self._opened(call, teams, args, kwargs)
+            with entered(call) if call is not current_call(self.routing) else nullcontext():
+                output = base(*args, **kwargs)
+        for team in teams:
+            if len(team.met) < len(team.blocks.projections):
+                missed = next(name for name in team.blocks.projections if name not in team.met)
+                raise ArchitectureError(
+                    "model",
+                    missed,
+                    f"{type(base).__name__} reads its weight without calling it, so deltas would be lost; for BLOOM, "
+                    "load the model with slow_but_exact=False.",
+                )
+        return output
+
+    def _opened(self, call: Call, teams: Sequence[Team], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The call with what gates need that depends on this layer's input; by default it needs nothing."""
+        return call
 
     def share(self, projection: str, team: Team, states: torch.Tensor | None) -> Share:
         """Tell what a team's adapter makes of a linear layer.
@@ -88,11 +126,13 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
     def restore(self) -> nn.Module:
         """Put the base's own modules back in place, and return the base layer."""
-        raise NotImplementedError
+        for name, projection in self.projections.items():
+            setattr(self.base_layer, name, projection.base_layer)
+        return self.base_layer
 
     def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        """Tell on which device and in which type adapters of this layer are made."""
-        raise NotImplementedError
+        """Tell device and type for adapters of this layer: those of its last projection."""
+        return device_and_dtype(self.projections[self.projection_names[-1]].base_layer)
 
     # Adapters
 
@@ -244,6 +284,11 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer":
                 raise
             return getattr(super().__getattr__("base_layer"), name)
+
+
+def device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """Device of the first tensor among a layer's arguments."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)).device
 
 
 @contextmanager

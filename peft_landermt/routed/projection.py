@@ -29,8 +29,9 @@ from .call import Team
 class Update:
     """What a block adds to a linear layer: z = s · down x, y += up z.
 
-    Low-rank factors have both `down` (r, in) and `up` (out, r). Whole rows of outputs have `down` (n, in) and no `up`,
-    but the `place` (n,) of these outputs; columns of inputs have `up` (out, n) and their place, in `pick` (n,).
+    Low-rank factors have both `down` (r, in) and `up` (out, r), or `up` (n, r) and the `place` (n,) of its outputs.
+    Whole rows of outputs have `down` (n, in) and no `up`, but a place; columns of inputs have `up` (out, n) and their
+    place, in `pick` (n,).
 
     Attributes:
         scale: s, broadcast with z (samples, tokens, r or n): which samples use what, and gates; None for 1.
@@ -55,7 +56,8 @@ class Update:
         if self.up is None:
             assert self.place is not None
             return weight.index_add(0, self.place, self.down.to(weight.dtype))
-        return weight + (self.up @ self.down).to(weight.dtype)
+        product = (self.up @ self.down).to(weight.dtype)
+        return weight + product if self.place is None else weight.index_add(0, self.place, product)
 
 
 @dataclass(frozen=True, eq=False)
