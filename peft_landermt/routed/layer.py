@@ -100,11 +100,10 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             with entered(call) if call is not current_call(self.routing) else nullcontext():
                 output = base(*args, **kwargs)
         for team in teams:
-            if len(team.met) < len(team.blocks.projections):
-                missed = next(name for name in team.blocks.projections if name not in team.met)
+            if missed := [name for name in team.blocks.projections if name not in team.met]:
                 raise ArchitectureError(
                     "model",
-                    missed,
+                    missed[0],
                     f"{type(base).__name__} reads its weight without calling it, so deltas would be lost; for BLOOM, "
                     "load the model with slow_but_exact=False.",
                 )

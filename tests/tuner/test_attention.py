@@ -149,7 +149,7 @@ def test_the_same_as_lora_of_the_same_factors(base: PreTrainedModel, neuron_map:
 
 
 def test_rows_of_fused_projections() -> None:
-    """As transformers takes them apart: BLOOM by (heads, 3, size), Falcon (groups, queries + 2, size), GPT-2 thirds."""
+    """As transformers does: BLOOM by (heads, 3, size), Falcon (groups, queries + 2, size), GPT-2 in thirds."""
     rows = {}
     for name in ("BLOOM", "GPT-2", "Falcon", "Phi-3"):
         model = tiny(name)
