@@ -88,7 +88,8 @@ class NeuronMap:
     """Which FFN layers and neurons matter to which language pairs.
 
     Made by [`detect_neurons`]; `save` and `load` keep it as one safetensors file. A map that contradicts itself cannot
-    be made: the constructor raises [`NeuronMapError`].
+    be made: the constructor raises [`NeuronMapError`]. Methods raise it for a layer that the base model has not, and
+    [`LanguagePairError`] for a pair or language that the map does not hold.
 
     Attributes:
         languages: Language codes; the order of the L axis.
@@ -96,7 +97,7 @@ class NeuronMap:
         layer_changes: For every pair, D_i of every layer but the last (eq. 2); None for the last of an encoder.
         neurons: One entry per FFN of the base model; in an encoder-decoder, of both.
         width: Model width d.
-        fingerprint: Identifies the base weights; see `peft_landermt.ffn.fingerprint`.
+        fingerprint: Identifies the base weights; see `peft_landermt.fingerprint.fingerprint`.
         signature: One line that tells how the map was made: base, data, options, version.
     """
 
