@@ -24,7 +24,9 @@ from peft_landermt.cli import make_parser
 
 from .conftest import SENTENCES, build_model
 from .translation.test_encoder_decoders import build as build_encoder_decoder
+from .tuner.behaviours.case import ADAPTERS, MODULES
 from .tuner.test_architectures import tiny
+from .tuner.test_behaviours import BEHAVIOURS
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ["en-de", "de-en"]
@@ -186,3 +188,11 @@ def test_functions_of_the_paper_are_where_the_table_says() -> None:
                 assert re.search(rf"^ *def {name}\(", source, flags=re.M), (row, name)
                 checked += 1
     assert checked > 10
+
+
+def test_the_readme_counts_behaviours() -> None:
+    numbers = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    kinds, others = numbers[len(ADAPTERS) - 2], numbers[len(MODULES) - 3]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(BEHAVIOURS)} behaviours of PEFT and transformers, on Llama with {kinds} kinds of adapter" in text
+    assert f"on {others} other architectures with two" in text
