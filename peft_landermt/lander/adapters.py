@@ -93,7 +93,7 @@ def join_adapters(
 
 
 def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str) -> tuple[LanderConfig, State]:
-    """Config and state of one pair of an adapter."""
+    """Return config and state of one pair of an adapter."""
     chosen = copy.copy(config)
     chosen.language_pairs = [pair]
     chosen.neuron_map, chosen.inference_mode, chosen.source = None, True, None

@@ -136,7 +136,7 @@ class LoadedState:
         self._state = state
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """The tensors."""
+        """Return the tensors."""
         return self._state
 
     def check_digest(self) -> None:
@@ -164,7 +164,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def keys_renamed(key_mapping: Mapping[str, str] | None) -> Iterator[None]:
-    """Inside, have adapter files read as PEFT reads them when it is given a `key_mapping`."""
+    """Have adapter files read, inside, as PEFT reads them when it is given a `key_mapping`."""
     before = getattr(_thread, "key_mapping", None)
     _thread.key_mapping = key_mapping
     try:

@@ -67,7 +67,7 @@ class RoutedTuner(BaseTuner):
 
     @classmethod
     def blocks_name(cls) -> str:
-        """Name of the attribute that holds an adapter's blocks in a layer."""
+        """Return the name of the attribute that holds an adapter's blocks in a layer."""
         return f"{cls.prefix}blocks"
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
