@@ -140,6 +140,7 @@ def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
     if not isinstance(config, LanderConfig):
         raise AdapterError("folders", str(folder), f"holds a {config.peft_type} adapter; only LANDER ones are joined.")
     assert config.source is not None
+    config.source.check_digest()
     return config, dict(config.source.tensors())
 
 

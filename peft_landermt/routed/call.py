@@ -75,7 +75,7 @@ class Call:
             )
             raise LanguagePairError(self.named, given, f"give one entry for each {each}.")
 
-    def rows(self, states: torch.Tensor) -> torch.Tensor:
+    def by_sample(self, states: torch.Tensor) -> torch.Tensor:
         """View (B, ..., d) as (samples, tokens, d): beams, returned sequences and flattened tokens lie
         together.
 

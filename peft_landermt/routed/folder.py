@@ -47,7 +47,12 @@ class AdapterFolder:
         name: Path of a folder, or id of a Hub repository.
         subfolder: Folder in it.
         download_options: `revision`, `token` and the like; for the Hub only.
+
+    Attributes:
+        is_awaited: Whether it was checked, and an adapter waits for its weights.
     """
+
+    is_awaited = False
 
     def __init__(self, name: str | os.PathLike[str], subfolder: str | None = None, **download_options: Any) -> None:
         self.name, self.subfolder, self.download_options = str(name), subfolder, download_options
@@ -130,7 +135,7 @@ class LoadedState:
         state: The tensors.
     """
 
-    name = "memory"
+    is_awaited = False
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state

@@ -161,7 +161,7 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
         if not teams:
             return base(states, *args, **kwargs)
         shape = states.shape[:-1]
-        states = teams[0].call.rows(states)
+        states = teams[0].call.by_sample(states)
         shares, folds = [], False
         for team in teams:
             share = self.layer.share(self.name, team, states)
