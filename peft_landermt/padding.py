@@ -13,7 +13,8 @@ IGNORED = -100
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The tokenizer's padding token, or a token that stands in for it; what it is does not matter under the mask."""
+    """Return the tokenizer's padding token, or a token that stands in for it; what it is does not matter under the
+    mask."""
     known = (tokenizer.pad_token_id, getattr(tokenizer, "eos_token_id", None), 0)
     return next(token for token in known if token is not None)
 
@@ -21,7 +22,7 @@ def padding_id(tokenizer: Any) -> int:
 def pad_rows(
     rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, 1 for tokens and 0 for padding: two int64 (B, T)."""
+    """Pad token ids, and make their mask, 1 for tokens and 0 for padding: two int64 (B, T)."""
     ids = [torch.tensor(row) for row in rows]
     masks = [torch.ones_like(row) for row in ids]
     return (

@@ -24,12 +24,13 @@ INSTRUCTION = "translate {source_language} to {target_language}: {source}"
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the transformers model, or the one inside a PEFT model, has an encoder and a decoder."""
+    """Tell whether the transformers model, or the one inside a PEFT model, has an encoder and a decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def decoder_inputs(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """Decoder inputs for labels, by the model's own rule where it has one (mBART turns the language code around)."""
+    """Make decoder inputs for labels, by the model's own rule where it has one (mBART turns the language code
+    around)."""
     prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if prepare is not None:
         return prepare(labels=labels)
@@ -41,7 +42,8 @@ def decoder_inputs(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
 def encode_source(
     tokenizer: Any, text: str, pair: LanguagePair, max_length: int | None = None, template: str | None = None
 ) -> list[int]:
-    """Token ids for the encoder; with `template`, that is filled instead of the tokenizer's own convention.
+    """Encode a source: token ids for the encoder; with `template`, that is filled instead of the tokenizer's own
+    convention.
 
     Raises:
         LanguagePairError: If the tokenizer has codes, but none for a language of the pair.
@@ -55,7 +57,7 @@ def encode_source(
 
 
 def encode_target(tokenizer: Any, text: str, pair: LanguagePair, max_length: int | None = None) -> list[int]:
-    """Token ids that the decoder should give, end of sentence and language code included.
+    """Encode a target: token ids that the decoder should give, end of sentence and language code included.
 
     Raises:
         LanguagePairError: If the tokenizer has codes, but none for a language of the pair.
@@ -65,7 +67,7 @@ def encode_target(tokenizer: Any, text: str, pair: LanguagePair, max_length: int
 
 
 def generation_start(tokenizer: Any, pair: LanguagePair) -> dict[str, int]:
-    """Options of `generate` that make the decoder begin in the target language."""
+    """Return options of `generate` that make the decoder begin in the target language."""
     if not _has_codes(tokenizer):
         return {}
     code = _codes(tokenizer)[language_code(tokenizer, pair.target)]
@@ -74,7 +76,7 @@ def generation_start(tokenizer: Any, pair: LanguagePair) -> dict[str, int]:
 
 
 def language_code(tokenizer: Any, language: str) -> str:
-    """What the tokenizer calls a language: `deu_Latn`, `de`, `de_DE`.
+    """Tell what the tokenizer calls a language: `deu_Latn`, `de`, `de_DE`.
 
     Raises:
         LanguagePairError: If it has no code for it, or several.

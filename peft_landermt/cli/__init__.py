@@ -19,7 +19,7 @@ _COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, sp
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all subcommands."""
+    """Make the parser with all subcommands."""
     parser = argparse.ArgumentParser(
         prog="landermt", description="Adapt language models to translation, one language pair at a time."
     )

@@ -40,7 +40,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
 
 
 def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
-    """The base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on disk."""
+    """Load the base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on
+    disk."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -52,25 +53,25 @@ def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[An
 
 
 def processes(options: argparse.Namespace) -> PartialState | None:
-    """The processes that `accelerate launch` or torchrun started; None where this is the only one."""
+    """Return the processes that `accelerate launch` or torchrun started; None where this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     return PartialState(cpu=options.device == "cpu")
 
 
 def is_main(options: argparse.Namespace) -> bool:
-    """Whether this process prints and writes."""
+    """Tell whether this process prints and writes."""
     state = processes(options)
     return state is None or state.is_main_process
 
 
 def task_type(model: Any) -> str:
-    """PEFT's name for what the model does."""
+    """Return PEFT's name for what the model does."""
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
 def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
-    """The base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    """Load the base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
     model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
@@ -82,7 +83,7 @@ def require_adapter(options: argparse.Namespace) -> None:
 
 
 def parse_assignments(values: list[str], option: str) -> dict[str, str]:
-    """`["en-de=corpus.tsv", ...]` as a dictionary.
+    """Read `["en-de=corpus.tsv", ...]` as a dictionary.
 
     Raises:
         ConfigError: A value has no `=`, or a key comes twice.
@@ -97,12 +98,12 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
 
 
 def with_texts(score: TranslationScores, sources: list[str], references: list[str]) -> dict[str, Any]:
-    """Scores of a direction with all texts, as `landermt report` reads them."""
+    """Give scores of a direction with all texts, as `landermt report` reads them."""
     return {**asdict(score), "sources": sources, "references": references}
 
 
 def read_lines(path: str) -> list[str]:
-    """Lines of a text file without their ends; empty lines at the end are left out."""
+    """Read the lines of a text file without their ends; empty lines at the end are left out."""
     lines = read_text_lines(path)
     while lines and not lines[-1]:
         lines.pop()

@@ -40,6 +40,7 @@ class Batch:
 
     @property
     def num_predicted(self) -> int:
+        """Number of tokens that the loss covers."""
         return int((self.labels != IGNORED).sum())
 
 
@@ -60,7 +61,7 @@ class Batcher:
     max_length: int
 
     def of_sentences(self, texts: Mapping[str, Sequence[str]]) -> list[Batch]:
-        """Every sentence of every language once in each stack."""
+        """Make batches of every sentence of every language once in each stack."""
         if is_encoder_decoder(self.model):
             return [
                 batch
@@ -72,7 +73,7 @@ class Batcher:
         return [batch for language in texts for batch in self._of_texts(texts[language], language)]
 
     def of_pair(self, texts: Mapping[str, Sequence[str]], pair: LanguagePair) -> list[Batch]:
-        """What the model reads when it translates the sentences of a pair."""
+        """Tell what the model reads when it translates the sentences of a pair."""
         if is_encoder_decoder(self.model):
             return self._of_translations(pair, texts[pair.source], texts[pair.target])
         prompts = [format_prompt(TRANSLATION_PROMPT, text, pair) for text in texts[pair.source]]
@@ -120,8 +121,8 @@ class Batcher:
 
 
 def rotated_pairs(languages: Sequence[str], num_sentences: int) -> list[tuple[LanguagePair, list[int]]]:
-    """Pairs and the sentences they translate, such that every sentence n of every language is source in one pair and
-    target in one: language i goes with language i + 1 + (n mod (L - 1)), counted around."""
+    """List pairs and the sentences they translate, such that every sentence n of every language is source in one pair
+    and target in one: language i goes with language i + 1 + (n mod (L - 1)), counted around."""
     count = len(languages)
     return [
         (

@@ -16,13 +16,13 @@ from ..seq2seq import is_encoder_decoder
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the model can be asked for the logits of the last positions only."""
+    """Tell whether the model can be asked for the logits of the last positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; every module and parameter as before outside, also on error.
+    """Have evaluation mode and no weight gradients inside; outside all is as before, also on error.
 
     The graph starts at the output of the input embeddings, an encoder's where there is one, instead of at a weight.
     """

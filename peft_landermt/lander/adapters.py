@@ -94,7 +94,7 @@ def join_adapters(
 
 
 def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str) -> tuple[LanderConfig, State]:
-    """Config and state of one pair of an adapter."""
+    """Return config and state of one pair of an adapter."""
     chosen = copy.copy(config)
     chosen.language_pairs = [pair]
     chosen.neuron_map, chosen.inference_mode, chosen.source = None, True, None
@@ -146,6 +146,7 @@ def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
     if not isinstance(config, LanderConfig):
         raise AdapterError("folders", str(folder), f"holds a {config.peft_type} adapter; only LANDER ones are joined.")
     assert config.source is not None
+    config.source.check_digest()
     return config, dict(config.source.tensors())
 
 

@@ -174,7 +174,7 @@ class LanderConfig(RoutedConfig):
         self.neuron_map_signature = other.neuron_map_signature
 
     def is_delta(self, key: str) -> bool:
-        """Whether a key names rows or factors, not indices nor what gates are made of."""
+        """Tell whether a key names rows or factors, not indices nor what gates are made of."""
         name = key.rpartition(".")[2]
         return ".lander_blocks." in key and name not in ROW_PER_PAIR and not name.endswith("_neurons")
 

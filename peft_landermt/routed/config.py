@@ -126,7 +126,7 @@ class RoutedConfig(PeftConfig):
         self.base_model_name_or_path: str | None = other.base_model_name_or_path
 
     def is_delta(self, key: str) -> bool:
-        """Whether a key of an adapter's state names a delta, which `save_dtype` is about."""
+        """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""
         raise NotImplementedError
 
     # Files
@@ -189,6 +189,6 @@ class RoutedConfig(PeftConfig):
         return sorted(name for name in modules if not is_saved(name)) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but those that are not part of a saved adapter."""
+        """Return all fields but those that are not part of a saved adapter."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.NOT_SAVED}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

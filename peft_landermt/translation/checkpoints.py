@@ -23,14 +23,14 @@ _NEEDED = (
 
 
 def last_whole_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint below a training run's folder that was written to its end; None without one."""
+    """Find the newest checkpoint below a training run's folder that was written to its end; None without one."""
     whole = [path for step, path in _checkpoints(folder) if is_whole(path, step)]
     return str(whole[-1]) if whole else None
 
 
 def is_whole(checkpoint: Path, step: int) -> bool:
-    """Whether a checkpoint was written to its end: nothing that training goes on from is missing or cut, and the state
-    of its step, which is written last, is there."""
+    """Tell whether a checkpoint was written to its end: nothing that training goes on from is missing or cut, and the
+    state of its step, which is written last, is there."""
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -73,7 +73,8 @@ class TranslationCollator:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """Token ids of a row's prompt, or of its source, and of its translation with the end-of-sentence token."""
+        """Return the token ids of a row's prompt, or of its source, and of its translation with the end-of-sentence
+        token."""
         missing = [name for name in FIELDS if not row.get(name)]
         if missing:
             raise CorpusError("row", dict(row), f"lacks {', '.join(missing)}; rows hold {', '.join(FIELDS)}.")
@@ -95,7 +96,7 @@ class TranslationCollator:
         return prompt, [*target[: room - 1], self.tokenizer.eos_token_id]
 
     def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
+        """Tell whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
         pair = parse_pair(row["language_pair"])
         return self.encoder_decoder or len(self._prompt(row, pair)) <= self.max_length - 2
 

@@ -41,7 +41,8 @@ class PairLosses:
         self._sums.clear()
 
     def take(self) -> dict[str, float]:
-        """Mean token loss of every pair since the last call, over all processes; all of them must call it."""
+        """Return the mean token loss of every pair since the last call, over all processes; all of them must call
+        it."""
         total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for pair, loss, count in gather_object([(pair, *sums.tolist()) for pair, sums in self._sums.items()]):
             total[pair][0] += loss

@@ -11,14 +11,14 @@ from torch import nn
 
 
 def routed_pairs(model: nn.Module) -> list[str]:
-    """Pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
+    """Return pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
     return list(getattr(model, "routed_language_pairs", ()))
 
 
 def routing_arguments(
     model: nn.Module, language_pairs: Sequence[str], adapter_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What a call is to be given so that every sample takes its pair; nothing for other models.
+    """Tell what a call is to be given so that every sample takes its pair; nothing for other models.
 
     Raises:
         LanguagePairError: The model does not serve a pair.
@@ -28,26 +28,26 @@ def routing_arguments(
 
 
 def row_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Delta rows that want a lower learning rate than the other parameters; empty for other models."""
+    """Return the delta rows that want a lower learning rate than the other parameters; empty for other models."""
     find = getattr(model, "row_parameters", None)
     return find() if callable(find) else []
 
 
 def training_metrics(model: nn.Module) -> dict[str, float]:
-    """What training has done to LANDER adapters, as scalars for a log; nothing for other models."""
+    """Tell what training has done to LANDER adapters, as scalars for a log; nothing for other models."""
     find = getattr(model, "training_metrics", None)
     return find() if callable(find) else {}
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the transformers model can be asked for the logits of its last positions only."""
+    """Tell whether the transformers model can be asked for the logits of its last positions only."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 @contextmanager
 def saved_in_full(model: nn.Module) -> Iterator[None]:
-    """Adapters are saved in float32 inside, whatever their configs ask for, so that training can resume exactly."""
+    """Have adapters saved in float32 inside, whatever their configs ask for, so that training can resume exactly."""
     configs = [config for config in getattr(model, "peft_config", {}).values() if hasattr(config, "save_dtype")]
     wanted = [config.save_dtype for config in configs]
     try:
@@ -61,7 +61,7 @@ def saved_in_full(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module in its own mode again outside."""
+    """Have evaluation mode inside, and every module in its own mode again outside."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

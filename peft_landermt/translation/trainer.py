@@ -131,7 +131,7 @@ class LanderTrainer(Trainer):
         return LengthGroupedSampler(size, lengths=lengths)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
+        """Make the optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
         made_here = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made_here and self.row_lr_ratio != 1:
@@ -145,7 +145,7 @@ class LanderTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Loss of a batch from the collator; see `transformers.Trainer.compute_loss`."""
+        """Compute the loss of a batch from the collator; see `transformers.Trainer.compute_loss`."""
         inputs = dict(inputs)
         plain = self.accelerator.unwrap_model(model)
         pairs = inputs.pop("language_pairs", None)
@@ -172,7 +172,7 @@ class LanderTrainer(Trainer):
         return accepts_logits_to_keep(plain) and not self._data_parallel
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
+        """Do the step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if isinstance(labels, torch.Tensor) and self._cuts_logits(self.accelerator.unwrap_model(model)):
             labels = labels[:, _labelled_positions(labels)]
@@ -207,7 +207,8 @@ class LanderTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations score."""
+        """Run the loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations
+        score."""
         losses = self.pair_losses["eval"]
         losses.clear()  # what an interrupted evaluation left
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
