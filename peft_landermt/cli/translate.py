@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from ..translation import translate
-from .options import add_model_options, load_adapted_model, read_text
+from ..translation import translate_counted
+from .options import add_model_options, add_prompt_options, load_adapted_model, prompt_template, read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--input", help="text file, one sentence a line (default: standard input)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-beams", type=int, default=1)
+    add_prompt_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -29,7 +30,22 @@ def run(options: argparse.Namespace) -> None:
     text = read_text(options.input) if options.input else sys.stdin.read()
     lines = text.removesuffix("\n").split("\n") if text else []  # empty ones too: line n is that of the input
     model, tokenizer = load_adapted_model(options)
-    for line in translate(
-        model, tokenizer, lines, options.pair, batch_size=options.batch_size, num_beams=options.num_beams
-    ):
+    found = translate_counted(
+        model,
+        tokenizer,
+        lines,
+        options.pair,
+        batch_size=options.batch_size,
+        num_beams=options.num_beams,
+        max_new_tokens=options.max_new_tokens,
+        template=prompt_template(options, tokenizer),
+    )
+    for line in found.texts:
         print(line)
+    if found.cut:
+        numbers = ", ".join(str(index + 1) for index in found.cut)
+        print(
+            f"landermt translate: {len(found.cut)} of {len(lines)} translations found no end and were cut: lines "
+            f"{numbers}; --max-new-tokens sets the limit",
+            file=sys.stderr,
+        )

@@ -48,6 +48,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format_version": ("an integer", _is_int),
     **dict.fromkeys(
         (
+            "prompt",
             "save_dtype",
             "neuron_map_signature",
             "base_fingerprint",

@@ -16,6 +16,7 @@ from ..errors import ConfigError, UnknownOptionError
 from ..ffn import FFNLayout
 from ..language_pair import LanguagePair, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
+from ..prompt import Prompt
 from .card import write_model_card
 from .checks import check_counts, check_types, check_weights
 
@@ -76,6 +77,10 @@ class LanderConfig(PeftConfig):
         save_dtype (`str`, *optional*):
             Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default, float32 where
             quantized weights have none.
+        prompt (`str`, *optional*):
+            Prompt template that the adapter is trained with, which translation uses by default; see
+            [`build_prompt`][peft_landermt.translation.build_prompt]. [`LanderTrainer`] fills it in. For another
+            trainer, set it where training uses another template than `TEMPLATES`, such as a chat template.
         verify_base (`bool`):
             Whether an adapter made with a neuron map is refused on base weights other than those it was made on;
             weights that cannot be read (quantized, offloaded) are not compared.
@@ -109,6 +114,7 @@ class LanderConfig(PeftConfig):
     tune: Tune = "pair"
     general_rank: int | None = 16
     save_dtype: SaveDtype | None = None
+    prompt: str | None = None
     verify_base: bool = True
     neuron_counts: dict[str, dict[str, Any]] | None = None
     neuron_map_signature: str | None = None
@@ -207,6 +213,8 @@ class LanderConfig(PeftConfig):
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
     def _check_options(self) -> None:
+        if self.prompt is not None:
+            Prompt.parse(self.prompt, "prompt", ConfigError)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, getattr(self, name), f"must be one of {', '.join(allowed)}.")
