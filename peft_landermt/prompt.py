@@ -104,10 +104,8 @@ def _parse(template: str) -> Prompt | None:
             before += f"{{{name}}}"
     if "source" not in seen:
         return None
-    if end is None:
-        return Prompt(before)
     prompt = before.rstrip(" ")  # tokens of words begin with the space before them
-    return Prompt(prompt, before[len(prompt) :], end.strip())
+    return Prompt(prompt) if end is None else Prompt(prompt, before[len(prompt) :], end.strip())
 
 
 def escape_braces(text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import CorpusError
+from ..language_pair import LanguagePair, parse_pair
 from ..translation import Corpus, read_corpus
 from ..translation.direction import check_directions, is_header, names_exchanged
 from .options import is_main, parse_assignments
@@ -35,7 +35,7 @@ def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
     """
     paths = parse_assignments(options.data, "--data")
     for pair, path in paths.items():
-        other = "-".join(reversed(pair.split("-")))
+        other = str(LanguagePair(*reversed(parse_pair(pair))))
         if Path(path).name.removesuffix(".gz").endswith(".tsv") and paths.get(other) == path:
             raise CorpusError(
                 "--data",
@@ -65,4 +65,4 @@ def _checked(corpus: Corpus, pair: str, path: str, options: argparse.Namespace) 
 
 def _tell(options: argparse.Namespace, text: str) -> None:
     if is_main(options):
-        print(f"landermt {options.command}: {text}", file=sys.stderr)
+        print(text)

@@ -137,7 +137,8 @@ def _usable(rows: list[dict[str, str]], collator: TranslationCollator, options: 
     usable, report = usable_rows(rows, collator)
     reasons = "; ".join(f"{count} rows skipped: {reason}" for reason, count in report.reasons.items())
     if not usable:
-        raise CorpusError("--max-length", options.max_length, f"leaves no row to train on ({reasons}); raise it.")
+        remedy = f"leaves no row with room for a translation ({reasons}); raise it, or look at the corpus."
+        raise CorpusError("--max-length", options.max_length, remedy)
     if reasons and is_main(options):
         print(reasons)
     return usable

@@ -15,7 +15,7 @@ from ..language_pair import FLORES_CODES, LanguagePair, two_letter_code
 _BYTES = {"Latn": 1.5, **dict.fromkeys(("Cyrl", "Grek", "Armn", "Arab", "Hebr", "Hans", "Hant", "Jpan", "Hang"), 2.5)}
 """Bytes of UTF-8 that a translation takes for each Latin letter of an English text, by script: Chinese characters
 take three, but each says as much as three letters."""
-_MOST_BYTES = 4.0
+_MOST_BYTES = 5.0
 """Three bytes a letter, and more letters: the scripts of South and Southeast Asia, Georgian, Amharic."""
 _DENSE = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "HANGUL": 2}
 """How many Latin letters a character of these says as much as."""
