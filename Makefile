@@ -22,8 +22,7 @@ docs:  ## a site in build/site; needs the extra docs
 	mkdocs build --config-file docs/site/mkdocs.yml
 
 bench:  ## needs DATA=folder with train/ and flores200/
-	python benchmarks/detection_stability.py
-	python benchmarks/finetune.py --data $(DATA) --method lander --output benchmarks/results/finetune.jsonl
-	python benchmarks/finetune.py --data $(DATA) --method lora --lr 2e-4 5e-4 1e-3 --output benchmarks/results/finetune.jsonl
+	python benchmarks/analysis.py --only stability
+	python benchmarks/run.py --data $(DATA) --experiments table1
 	python benchmarks/speed.py --output benchmarks/results/speed.jsonl
 	python benchmarks/speed.py --shape medium --dtype float32 --grow --repeats 5 --output benchmarks/results/speed.jsonl

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the base model, real corpora from a folder, timing, and results with their provenance."""
+"""What the benchmarks share: real corpora from a folder, timing, results with their provenance, and tables."""
 
 from __future__ import annotations
 
@@ -19,55 +19,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_landermt import NeuronMap
+from peft_landermt import NeuronMap, __version__
 from peft_landermt.ffn import find_ffns
 
 PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
 """The options of `LanderConfig.paper`."""
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu", "peft_landermt")
-
-_LLAMA = {"model_type": "llama", "num_key_value_heads": 4, "num_attention_heads": 4, "vocab_size": 512}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {**_LLAMA, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 6},
-    "medium": {**_LLAMA, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 8192},
-    "llama-8b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "bloom-7b1": {
-        "model_type": "bloom",
-        "hidden_size": 4096,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 32,
-        "vocab_size": 250880,
-    },
-}
-"""Models with random weights, by the options of their configs."""
-
-
-class ByteTokenizer:
-    """The bytes of a text as its tokens, for models with random weights."""
-
-    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = [3 + byte for byte in text.encode()]
-        return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
-
-
-def load_random(shape: str, dtype: str, device: str, **options: Any) -> tuple[Any, Any]:
-    """A model of one of `SHAPES` with random weights, and a tokenizer for it; `options` change its config."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**SHAPES[shape], "pad_token_id": 0, **options})
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval(), ByteTokenizer()
+CALIBRATION, GRADIENTS, DEVELOPMENT, SHOTS, KNOCK_OUT = (1, 32), (1, 8), (101, 140), (141, 145), (146, 165)
+"""Lines of FLORES-200 devtest for neuron detection, for choosing layers by gradients, for the learning rate, for
+examples in the prompt and for silencing neurons. Lines up to 200 are never scored."""
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu")
 
 
 def languages_of(pairs: Iterable[str]) -> list[str]:
@@ -210,8 +172,9 @@ def provenance() -> dict[str, Any]:
             ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
         ).stdout.strip()
 
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {**versions, "peft_landermt": __version__},
         "commit": git("rev-parse", "--short", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--", "peft_landermt", "benchmarks")),
         "hardware": {
@@ -236,3 +199,18 @@ def append_result(path: Path | None, result: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**result, "provenance": provenance()}, ensure_ascii=False) + "\n")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def shown(cell: Any) -> str:
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)

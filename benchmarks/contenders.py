@@ -5,39 +5,35 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import PAPER, SHAPES, ffn_projections, load_random
-from peft import LoraConfig, ShiraConfig, get_peft_model
+from adapters import adapt
+from common import PAPER
+from random_base import SHAPES, load_random
+from runs import Run
 from torch import nn
 
-from peft_landermt import LanderConfig, NeuronMap, detect_neurons
+from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.demo import load_base, load_demo_corpus
 
 LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
 PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-en")]
-RANK = 16
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A method; `pairs` says how many pairs a LANDER adapter holds, or whose layers LoRA on FFNs takes."""
-
-    method: str
-    pairs: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": RANK}}
+FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": 16}}
 CONTENDERS = {
-    **{name: Contender(name) for name in ("base", "full", "lora", "shira")},
-    **{f"lora-ffn-{pairs}": Contender("lora-ffn", pairs) for pairs in (1, 10)},
-    **{f"{form}-{pairs}": Contender("lander", pairs, FORMS[form]) for form in FORMS for pairs in (1, 4, 10)},
-    **{f"lander-paper-{pairs}": Contender("lander", pairs, PAPER) for pairs in (1, 10)},
+    "base": Run("zero-shot", tuple(PAIRS)),
+    **{name: Run(name, tuple(PAIRS)) for name in ("full", "lora", "shira")},
+    **{f"lora-ffn-{pairs}": Run("lora-ffn", tuple(PAIRS[:pairs])) for pairs in (1, 10)},
+    **{
+        f"{form}-{pairs}": Run("lander", tuple(PAIRS[:pairs]), options=options)
+        for form, options in FORMS.items()
+        for pairs in (1, 4, 10)
+    },
+    **{f"lander-paper-{pairs}": Run("lander", tuple(PAIRS[:pairs]), options=PAPER) for pairs in (1, 10)},
 }
+"""The number in a name is that of the pairs whose adapter, or whose layers, it is."""
 
 
 class Bench:
@@ -79,45 +75,29 @@ class Bench:
         labels[:, : length // 2] = -100
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
-    def adapt(self, contender: Contender, base: Any) -> Any:
+    def adapt(self, run: Run, base: Any) -> Any:
         """Put a method's adapter into a base, in place."""
-        if contender.method == "full":
-            return base.requires_grad_(True)
-        if contender.method == "base":
+        if run.method == "zero-shot":
             base.enable_input_require_grads()  # trained, it is the pass that every adapter needs at least
-            return base
-        options: dict[str, Any] = {"task_type": "CAUSAL_LM"}
-        if contender.method == "lander":
-            pairs = PAIRS[: contender.pairs]
-            config: Any = LanderConfig(
-                neuron_map=self.neuron_map, language_pairs=pairs, **options, **contender.options
-            )
-        elif contender.method == "shira":
-            config = ShiraConfig(r=RANK, target_modules="all-linear", random_seed=0, **options)
-        else:
-            targets: Any = "all-linear"
-            if contender.method == "lora-ffn":
-                targets = ffn_projections(self.base, self.neuron_map, PAIRS[: contender.pairs])
-            config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, **options)
-        return get_peft_model(base, config)
+        return adapt(base.requires_grad_(run.method == "full"), run, self.neuron_map)
 
     def make(self, name: str, own_weights: bool = False) -> Any:
         """A contender on the shared base weights, or on a copy of them where they will be written."""
-        contender = CONTENDERS[name]
-        own_weights = own_weights or contender.method == "full"
-        return self.adapt(contender, copy.deepcopy(self.base) if own_weights else self.view())
+        run = CONTENDERS[name]
+        own_weights = own_weights or run.method == "full"
+        return self.adapt(run, copy.deepcopy(self.base) if own_weights else self.view())
 
     def view(self) -> Any:
         """A model with modules of its own and the base's weights."""
         memo = {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in self.base.parameters()}
         return copy.deepcopy(self.base, memo)  # type: ignore[arg-type]
 
-    def routing(self, name: str, rows: int, pairs: int | None = None) -> dict[str, list[str]]:
+    def routing(self, name: str, rows: int) -> dict[str, list[str]]:
         """What a call of a LANDER contender says about the pairs of its rows; nothing for one pair."""
-        contender = CONTENDERS[name]
-        if contender.method != "lander" or contender.pairs < 2:
+        run = CONTENDERS[name]
+        if run.method != "lander" or len(run.pairs) < 2:
             return {}
-        return {"language_pairs": spread_over(PAIRS[: pairs or contender.pairs], rows)}
+        return {"language_pairs": spread_over(list(run.pairs), rows)}
 
 
 def spread_over(names: list[str], rows: int) -> list[str]:

@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py --adapters out/pairs/*               # load test on the demo base
     python benchmarks/serving.py --requests 10000 --cycles 1000       # soak, on a random model of two layers
+    python benchmarks/serving.py --requests 0 --hostile 400           # beside clients that do what they can
 
 Every answer is compared with what the same adapter gives for that sentence alone. Without `--adapters`, ten pair
 adapters with random deltas are made for a small random model.
@@ -31,6 +32,7 @@ import serve
 import torch
 from common import append_result
 from contenders import PAIRS
+from hostile import Hostile
 from peft import get_peft_model
 from random_base import save_random
 
@@ -80,47 +82,102 @@ def start_server(name: str, folders: list[str]) -> tuple[subprocess.Popen[bytes]
     raise RuntimeError("the server did not start; run examples/serve.py with the same options to see why")
 
 
-def load_test(name: str, folders: list[str], requests: int, clients: int, sentences: int) -> dict[str, Any]:
-    """Mixed requests from several clients; every answer compared, memory of the server watched."""
+Question = tuple[str, str]
+"""A sentence and its pair."""
+
+
+def expected_answers(name: str, folders: list[str], sentences: int) -> dict[Question, str]:
+    """What every adapter gives for each of the shortest sentences of the corpus, by itself."""
     base, tokenizer = load_base(name)
     model = serve.load(base, folders)
-    adapters = {pair: key for key, config in model.peft_config.items() for pair in config.language_pairs}
-    expected: dict[tuple[str, str], str] = {}
-    for pair, key in adapters.items():
+    expected: dict[Question, str] = {}
+    for key, config in model.peft_config.items():
         model.set_adapter(key)
-        for text in sorted(load_demo_corpus().pair(pair)[0], key=len)[:sentences]:
-            expected[text, pair] = translate(model, tokenizer, [text], pair)[0]
+        for pair in config.language_pairs:
+            for text in sorted(load_demo_corpus().pair(pair)[0], key=len)[:sentences]:
+                expected[text, pair] = translate(model, tokenizer, [text], pair)[0]
+    return expected
+
+
+def ask_all(
+    port: int, chosen: list[Question], clients: int, expected: dict[Question, str], outcomes: Counter[str]
+) -> list[float]:
+    """Ask from several clients at once, and count what is right; the seconds of each answer."""
+    with ThreadPoolExecutor(clients) as pool:
+        answers = list(pool.map(lambda question: ask(port, *question), chosen))
+    pairs = {pair for _, pair in expected}
+    for (text, pair), (answer, _) in zip(chosen, answers, strict=True):
+        others = {expected.get((text, other)) for other in pairs if other != pair}
+        same = answer == expected[text, pair]
+        outcomes["same" if same else "of another pair" if answer in others else "different"] += 1
+    return [taken for _, taken in answers]
+
+
+def shape(seconds: list[float]) -> dict[str, float]:
+    cuts = quantiles(seconds, n=20)
+    return {"median_seconds": cuts[9], "p95_seconds": cuts[18]}
+
+
+def load_test(name: str, folders: list[str], requests: int, clients: int, sentences: int) -> dict[str, Any]:
+    """Mixed requests from several clients; every answer compared, memory of the server watched."""
+    expected = expected_answers(name, folders, sentences)
     drawn = random.Random(0).choices(list(expected), k=requests)
     server, port = start_server(name, folders)
+    outcomes: Counter[str] = Counter()
+    seconds, memory, latencies = 0.0, [], []
     try:
-        outcomes: Counter[str] = Counter()
-        seconds, memory = [], []
-        with ThreadPoolExecutor(clients) as pool:
-            for part in range(0, requests, max(1, requests // 10)):
-                chosen = drawn[part : part + max(1, requests // 10)]
-                start = time.perf_counter()
-                answers = list(pool.map(lambda key: ask(port, *key), chosen))
-                seconds.append((len(chosen), time.perf_counter() - start, [taken for _, taken in answers]))
-                memory.append(round(resident(server.pid)))
-                for (text, pair), (answer, _) in zip(chosen, answers, strict=True):
-                    others = {expected.get((text, other)) for other in adapters if other != pair}
-                    same = answer == expected[text, pair]
-                    outcomes["same" if same else "of another pair" if answer in others else "different"] += 1
+        for part in range(0, requests, max(1, requests // 10)):
+            start = time.perf_counter()
+            chosen = drawn[part : part + max(1, requests // 10)]
+            latencies += ask_all(port, chosen, clients, expected, outcomes)
+            seconds += time.perf_counter() - start
+            memory.append(round(resident(server.pid)))
     finally:
         server.terminate()
         server.wait()
-    latencies = sorted(taken for _, _, all_taken in seconds for taken in all_taken)
-    cuts = quantiles(latencies, n=20)
     return {
         "part": "requests",
         "requests": requests,
         "clients": clients,
-        "pairs": len(adapters),
+        "pairs": len({pair for _, pair in expected}),
         "answers": dict(outcomes),
-        "requests_per_second": requests / sum(taken for _, taken, _ in seconds),
-        "median_seconds": cuts[9],
-        "p95_seconds": cuts[18],
+        "requests_per_second": requests / seconds,
+        **shape(latencies),
         "server_mib_by_tenth": memory,
+    }
+
+
+def hostile_test(name: str, folders: list[str], requests: int, clients: int, sentences: int) -> dict[str, Any]:
+    """The same requests without and beside hostile clients, in turns; every answer compared."""
+    expected = expected_answers(name, folders, sentences)
+    server, port = start_server(name, folders)
+    outcomes: Counter[str] = Counter()
+    hostile_answers: Counter[str] = Counter()
+    alone, beside = [], []
+    try:
+        memory = [round(resident(server.pid))]
+        for part in range(4):
+            drawn = random.Random(part).choices(list(expected), k=requests // 4)
+            alone += ask_all(port, drawn, clients, expected, outcomes)
+            with Hostile(port, sorted({pair for _, pair in expected})) as hostile:
+                time.sleep(1)
+                beside += ask_all(port, drawn, clients, expected, outcomes)
+            hostile_answers += hostile.answers
+            memory.append(round(resident(server.pid)))
+    finally:
+        server.terminate()
+        server.wait()
+    shapes = {"alone": shape(alone), "beside": shape(beside)}
+    return {
+        "part": "hostile",
+        "requests": len(alone),
+        "clients": clients,
+        "pairs": len({pair for _, pair in expected}),
+        "answers": dict(outcomes),
+        **shapes,
+        "times_alone": {key: shapes["beside"][key] / shapes["alone"][key] for key in shapes["alone"]},
+        "hostile_answers": dict(sorted(hostile_answers.items())),
+        "server_mib": memory,
     }
 
 
@@ -158,12 +215,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--sentences", type=int, default=20, help="sentences of each pair, the shortest of the corpus")
     parser.add_argument("--cycles", type=int, default=0)
+    parser.add_argument("--hostile", type=int, default=0, help="requests without, and as many beside, hostile clients")
     parser.add_argument("--output", type=Path, help="JSON lines to append to")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as work:
         name, folders = (args.model, args.adapters) if args.adapters else make_small(Path(work))
         results = [load_test(name, folders, args.requests, args.clients, args.sentences)] if args.requests else []
+        results += [hostile_test(name, folders, args.hostile, args.clients, args.sentences)] if args.hostile else []
         results += [cycle_test(name, folders, args.cycles)] if args.cycles else []
     for result in results:
         print(json.dumps(result))

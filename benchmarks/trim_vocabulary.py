@@ -1,6 +1,6 @@
 """Keep of a base's vocabulary only the tokens of the training corpora, so that experiments take less time.
 
-    python benchmarks/trim_vocabulary.py --data DIR --output base        # then: paper/run.py --model base
+    python benchmarks/trim_vocabulary.py --data DIR --output base        # then: run.py --model base
 
 Gemma 3 270M spends two thirds of its arithmetic on an output layer of 262,144 tokens, most of them of languages that
 no experiment looks at. What is kept are the tokens that occur in the training sentences (never those of a test set)

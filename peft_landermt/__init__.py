@@ -4,21 +4,15 @@ Importing this package registers the PEFT type `LANDER`; nothing else happens.
 """
 
 from .detection import detect_neurons
+from .lander import LanderConfig, LanderFFN, LanderModel, join_adapters, split_adapter
 from .neuron_map import NeuronMap
+from .routed.card import write_model_card
+from .routed.hotswap import hotswap_adapter
+from .routed.registration import register
 from .translation import LanderTrainer, TranslationCollator, evaluate_translation, translate
-from .tuner import (
-    LanderConfig,
-    LanderFFN,
-    LanderModel,
-    hotswap_adapter,
-    join_adapters,
-    split_adapter,
-    write_model_card,
-)
-from .tuner.registration import register
 from .version import __version__
 
-register()
+register(LanderConfig, LanderModel)
 
 __all__ = [
     "LanderConfig",

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from .escaping import printable
+
+_LONGEST = 200
+"""Characters of a field or value that a message shows."""
+
 
 class LanderError(ValueError):
     """Base class of all errors of this package.
@@ -16,13 +21,14 @@ class LanderError(ValueError):
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        shown = repr(value)
-        if len(shown) > 200:
-            shown = shown[:197] + "..."
-        super().__init__(f"{field}={shown}: {remedy}")
+        super().__init__(printable(f"{_shortened(field)}={_shortened(repr(value))}: {remedy}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.field, self.value, self.remedy)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 class LanguagePairError(LanderError):
@@ -59,3 +65,7 @@ class AdapterError(LanderError):
 
 class RegistrationError(ImportError):
     """PEFT is too old or too new, or another package took the name LANDER."""
+
+
+class ConcurrencyError(LanderError):
+    """Threads use one model in ways that would disturb each other: training twice, or writing while others read."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from .errors import ArchitectureError
 from .linear import device_and_dtype, features
+from .multimodal import language_modules
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,14 @@ def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
 
 
 def list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
-    """All FFNs of a model in the order of its modules.
+    """All FFNs of a language model, or of that part of a multimodal one, in the order of its modules.
 
     Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
 
     Raises:
         ArchitectureError: If shapes leave a doubt.
     """
-    modules = [(name, module) for name, module in model.named_modules() if name]
+    modules = language_modules(model)
     layouts = FFN_LAYOUTS if layout is None else (layout,)
     named = [ffn for name, module in modules if (ffn := _recognise_by_name(module, name, layouts)) is not None]
     if named or layout is not None:
@@ -179,7 +180,7 @@ def list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
 
 
 def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
-    """All FFNs of a model, first layer first.
+    """All FFNs of a model, first layer first; of a multimodal one, those of its language model.
 
     Args:
         model: The base model.
@@ -188,7 +189,7 @@ def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
     Raises:
         ArchitectureError: If there is none, or shapes leave a doubt, or some are mixtures of experts.
     """
-    for name, _ in model.named_modules():
+    for name, _ in language_modules(model):
         if name.rpartition(".")[2] == EXPERTS:
             raise ArchitectureError(
                 "model",
@@ -221,7 +222,7 @@ def _not_recognised(model: nn.Module, problem: str) -> ArchitectureError:
 def _candidates(model: nn.Module) -> Iterator[str]:
     """Every layout that shapes allow, once, with the first module that has it; the largest number of neurons first."""
     found: dict[FFNLayout, tuple[int, str]] = {}
-    for name, module in model.named_modules():
+    for name, module in language_modules(model, root=True):
         linear = _linear_children(module)
         for output, (neurons, width) in linear.items():
             for fused in (1, 2):

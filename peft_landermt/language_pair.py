@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import LanguagePairError
+from .languages import LANGUAGES, REGIONS, SCRIPTS, Language, find_language, script_in
 
-_CODE = re.compile(r"[a-z]{2,3}(_[A-Z][a-z]{3})?(_[A-Z]{2})?")
+_CODE = re.compile(r"([a-z]{2,3})(?:_([A-Z][a-z]{3}))?(?:_([A-Z]{2}|[0-9]{3}))?")
+_HAN = {"Hans": "Simplified", "Hant": "Traditional"}
 
-LANGUAGE_NAMES: dict[str, str] = {
-    "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian",
-    "bn": "Bengali", "bs": "Bosnian", "ca": "Catalan", "cs": "Czech", "cy": "Welsh", "da": "Danish", "de": "German",
-    "el": "Greek", "en": "English", "eo": "Esperanto", "es": "Spanish", "et": "Estonian", "eu": "Basque",
-    "fa": "Persian", "fi": "Finnish", "fr": "French", "ga": "Irish", "gl": "Galician", "gu": "Gujarati",
-    "ha": "Hausa", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian", "hy": "Armenian",
-    "id": "Indonesian", "ig": "Igbo", "is": "Icelandic", "it": "Italian", "ja": "Japanese", "ka": "Georgian",
-    "kk": "Kazakh", "km": "Khmer", "kn": "Kannada", "ko": "Korean", "lo": "Lao", "lt": "Lithuanian",
-    "lv": "Latvian", "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian", "mr": "Marathi", "ms": "Malay",
-    "mt": "Maltese", "my": "Burmese", "ne": "Nepali", "nl": "Dutch", "no": "Norwegian", "pa": "Punjabi",
-    "pl": "Polish", "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sd": "Sindhi",
-    "si": "Sinhala", "sk": "Slovak", "sl": "Slovenian", "so": "Somali", "sq": "Albanian", "sr": "Serbian",
-    "su": "Sundanese", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "tg": "Tajik", "th": "Thai",
-    "tl": "Tagalog", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek", "vi": "Vietnamese",
-    "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba", "zh": "Chinese", "zu": "Zulu",
-}  # fmt: skip
-
-FLORES_CODES: dict[str, str] = {
-    "af": "afr_Latn", "am": "amh_Ethi", "ar": "arb_Arab", "az": "azj_Latn", "be": "bel_Cyrl", "bg": "bul_Cyrl",
-    "bn": "ben_Beng", "bs": "bos_Latn", "ca": "cat_Latn", "cs": "ces_Latn", "cy": "cym_Latn", "da": "dan_Latn",
-    "de": "deu_Latn", "el": "ell_Grek", "en": "eng_Latn", "eo": "epo_Latn", "es": "spa_Latn", "et": "est_Latn",
-    "eu": "eus_Latn", "fa": "pes_Arab", "fi": "fin_Latn", "fr": "fra_Latn", "ga": "gle_Latn", "gl": "glg_Latn",
-    "gu": "guj_Gujr", "ha": "hau_Latn", "he": "heb_Hebr", "hi": "hin_Deva", "hr": "hrv_Latn", "hu": "hun_Latn",
-    "hy": "hye_Armn", "id": "ind_Latn", "ig": "ibo_Latn", "is": "isl_Latn", "it": "ita_Latn", "ja": "jpn_Jpan",
-    "ka": "kat_Geor", "kk": "kaz_Cyrl", "km": "khm_Khmr", "kn": "kan_Knda", "ko": "kor_Hang", "lo": "lao_Laoo",
-    "lt": "lit_Latn", "lv": "lvs_Latn", "mk": "mkd_Cyrl", "ml": "mal_Mlym", "mn": "khk_Cyrl", "mr": "mar_Deva",
-    "ms": "zsm_Latn", "mt": "mlt_Latn", "my": "mya_Mymr", "ne": "npi_Deva", "nl": "nld_Latn", "no": "nob_Latn",
-    "pa": "pan_Guru", "pl": "pol_Latn", "ps": "pbt_Arab", "pt": "por_Latn", "ro": "ron_Latn", "ru": "rus_Cyrl",
-    "sd": "snd_Arab", "si": "sin_Sinh", "sk": "slk_Latn", "sl": "slv_Latn", "so": "som_Latn", "sq": "als_Latn",
-    "sr": "srp_Cyrl", "su": "sun_Latn", "sv": "swe_Latn", "sw": "swh_Latn", "ta": "tam_Taml", "te": "tel_Telu",
-    "tg": "tgk_Cyrl", "th": "tha_Thai", "tl": "tgl_Latn", "tr": "tur_Latn", "uk": "ukr_Cyrl", "ur": "urd_Arab",
-    "uz": "uzn_Latn", "vi": "vie_Latn", "xh": "xho_Latn", "yi": "ydd_Hebr", "yo": "yor_Latn", "zh": "zho_Hans",
-    "zu": "zul_Latn",
-}  # fmt: skip
-"""Codes of FLORES-200, which NLLB uses."""
-
-_TWO_LETTERS = {flores.split("_")[0]: code for code, flores in FLORES_CODES.items()}
+FLORES_CODES: dict[str, str] = {code: language.flores[0] for code, language in LANGUAGES.items() if language.flores}
+"""Codes of FLORES-200, which NLLB uses, by ISO 639-1 or 639-3 code."""
 
 TRANSLATION_PROMPT = "Translate this from {source_language} to {target_language}:\n{source}\n{target_language}:"
 """The prompt for detection and decoding, and the first of the training templates."""
@@ -62,31 +30,82 @@ class LanguagePair(NamedTuple):
         return f"{self.source}-{self.target}"
 
 
+class LanguageTag(NamedTuple):
+    """What a language code says.
+
+    Attributes:
+        language: The language.
+        script: ISO 15924 code, if the code names one.
+        region: ISO 3166-1 or UN M49 code, if the code names one.
+    """
+
+    language: Language
+    script: str | None
+    region: str | None
+
+    @property
+    def written_in(self) -> str:
+        """ISO 15924 code of the script: that which is named, else the usual one in the region, or of the language."""
+        return script_in(self.language, self.script, self.region)
+
+
+@lru_cache(4096)
+def _parse(code: str) -> LanguageTag | str:
+    """What a code says, or why it says nothing."""
+    match = _CODE.fullmatch(code)
+    if match is None:
+        return "expected an ISO 639 code, lower case, with an optional script or region: de, zh_Hans, pt_BR."
+    name, script, region = match.groups()
+    language = find_language(name)
+    if language is None:
+        place = REGIONS.get(name.upper())
+        instead = f"; {name.upper()} is the code of a region, {place.name}" if place and place.name else ""
+        return f"no language has the ISO 639 code {name!r}{instead}."
+    if script is not None and script not in SCRIPTS:
+        return f"no script has the ISO 15924 code {script!r}; use one such as Latn, Cyrl, Hans."
+    if region is not None and region not in REGIONS:
+        return f"no region has the ISO 3166 code {region!r}; use one such as BR, PT, TW."
+    return LanguageTag(language, script, region)
+
+
 def check_language(code: str, field: str = "language") -> str:
-    """Return `code` if it has the form of a language code: `de`, `yue`, `zh_Hans`, `pt_BR`.
+    """Return `code` if it is that of a language: `de`, `yue`, `zh_Hans`, `pt_BR`.
 
     Raises:
-        LanguagePairError: If it has not.
+        LanguagePairError: If it is not.
     """
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        raise LanguagePairError(
-            field, code, "expected an ISO 639 code, lower case, with an optional script or region: de, zh_Hans, pt_BR."
-        )
+    parse_language(code, field)
     return code
+
+
+def parse_language(code: str, field: str = "language") -> LanguageTag:
+    """What a language code says.
+
+    Raises:
+        LanguagePairError: If it has not the form of one, or its language, script or region is unknown.
+    """
+    parsed = _parse(code) if isinstance(code, str) else _parse("")
+    if isinstance(parsed, str):
+        raise LanguagePairError(field, code, parsed)
+    return parsed
 
 
 def parse_pair(pair: str, field: str = "language_pair") -> LanguagePair:
     """Split `"en-de"` into its source and target language.
 
     Raises:
-        LanguagePairError: If `pair` is not two different language codes joined by a hyphen.
+        LanguagePairError: If `pair` is not the codes of two languages, scripts or regions joined by a hyphen.
     """
     parts = pair.split("-") if isinstance(pair, str) else []
     if len(parts) != 2 or not all(_CODE.fullmatch(part) for part in parts):
         raise LanguagePairError(
             field, pair, "expected source and target language code joined by a hyphen, such as 'en-de'."
         )
-    if parts[0] == parts[1]:
+    for part in parts:
+        problem = _parse(part)
+        if isinstance(problem, str):
+            raise LanguagePairError(field, pair, problem)
+    if language_name(parts[0]) == language_name(parts[1]):
         raise LanguagePairError(field, pair, "source and target language must differ.")
     return LanguagePair(*parts)
 
@@ -114,20 +133,35 @@ def languages_of(pairs: Iterable[LanguagePair]) -> list[str]:
 
 
 def two_letter_code(code: str) -> str:
-    """ISO 639-1 code of a language (`zho_Hans` → `zh`, `pt_BR` → `pt`); without one in the table, what precedes script
-    and region."""
-    language = check_language(code).split("_")[0]
-    return _TWO_LETTERS.get(language, language)
+    """ISO 639-1 code of a language (`zho_Hans` → `zh`, `pt_BR` → `pt`, `nb` → `no`), else that of ISO 639-3."""
+    language = parse_language(code).language
+    return language.macro or language.code
 
 
 def flores_code(code: str) -> str:
-    """Code in FLORES-200 (`de` → `deu_Latn`); the code itself where it names a script, or the table has none."""
-    return code if "_" in code else FLORES_CODES.get(two_letter_code(code), code)
+    """Code in FLORES-200 (`de` → `deu_Latn`); the code itself where it names a script or region, or has none there."""
+    return code if "_" in code else FLORES_CODES.get(parse_language(code).language.code, code)
 
 
+@lru_cache(4096)
 def language_name(code: str) -> str:
-    """English name of a language (`de` → `German`); the code itself where the table has none."""
-    return LANGUAGE_NAMES.get(two_letter_code(code), code)
+    """English name of a language, with the script or region that its code asks for.
+
+    A script is left out where the language has no other in common use: `deu_Latn` is German, but `sr_Cyrl` is Serbian
+    (Cyrillic script), `zh_TW` Chinese (Traditional, Taiwan) and `pt_BR` Portuguese (Brazil).
+
+    Raises:
+        LanguagePairError: If the code is malformed or unknown.
+    """
+    language, script, region = tag = parse_language(code)
+    details = []
+    if (script is not None or region is not None) and (
+        len(language.scripts) > 1 or tag.written_in not in language.scripts
+    ):
+        details.append(_HAN.get(tag.written_in) or f"{SCRIPTS[tag.written_in].name} script")
+    if region is not None and REGIONS[region].name:
+        details.append(REGIONS[region].name)
+    return f"{language.name} ({', '.join(details)})" if details else language.name
 
 
 def format_prompt(template: str, source: str, pair: LanguagePair) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PACKS = "support_avx512bf16_for_cpu"
+"""bitsandbytes' name for whether a layer packs its 4-bit weight on this CPU."""
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
@@ -52,3 +56,40 @@ def is_plain_linear(module: nn.Module) -> bool:
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
     plain = type(module) is Conv1D or type(module).forward is nn.Linear.forward
     return plain and not hooked and has_dense_weight(module)
+
+
+def keep_unpacked(model: nn.Module) -> list[nn.Module]:
+    """Keep bitsandbytes from packing 4-bit weights, and unpack those that it has packed.
+
+    On a CPU with `avx512_bf16` it packs a weight at the first call in evaluation mode. No gradient passes a packed
+    weight, and a saved or loaded state brings back its numbers but not the order of its scales.
+
+    Returns:
+        The layers that it would have packed, for `allow_packing`.
+    """
+    layers = [module for module in model.modules() if getattr(module, _PACKS, False)]
+    for layer in layers:
+        setattr(layer, _PACKS, False)
+        if is_packed(layer):
+            _unpack(layer)
+    return layers
+
+
+def allow_packing(layers: Iterable[nn.Module]) -> None:
+    """Undo `keep_unpacked`; weights are packed again when they are called."""
+    for layer in layers:
+        setattr(layer, _PACKS, True)
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether bitsandbytes has packed the layer's weight."""
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def _unpack(layer: Any) -> None:
+    state = layer.weight.quant_state
+    scales = state.absmax  # bfloat16 (in / block size, out)
+    layer.state_dict()  # bitsandbytes unpacks what it saves
+    if not state.nested:
+        state.absmax = scales.t().reshape(-1).float()

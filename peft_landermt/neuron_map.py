@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .errors import LanguagePairError, NeuronMapError
 from .language_pair import LanguagePair, parse_pair
-
-GENERAL = -1
-"""Owner of a language-general neuron."""
+from .neuron_map_checks import GENERAL, check_neuron_map
+from .tensor_file import load_tensors, save_tensors
 
 _FORMAT = "1"
+_ENTRY = "neuron_map"
 _TENSORS = ("owner", "awareness", "mean_gradient", "mean_abs_activation")
+_HEADER: dict[str, type | tuple[type, ...]] = {
+    "format": str,
+    "languages": list,
+    "pair_layers": dict,
+    "layer_changes": dict,
+    "names": list,
+    "width": int,
+    "fingerprint": (str, type(None)),
+    "signature": str,
+    "options": dict,
+}
+"""Fields of a file's header, and what they are in JSON."""
 
 
 Number = TypeVar("Number", float, torch.Tensor)
@@ -44,7 +53,7 @@ def conditional_awareness(specific: Number, general: Number) -> Number:
 
 @dataclass(frozen=True, eq=False)
 class LayerNeurons:
-    """Statistics and partition of one FFN of p neurons, over L languages.
+    """Statistics and partition of one FFN of p neurons, over L languages; numbers of other types are converted.
 
     Attributes:
         name: Module name of the FFN in the base model.
@@ -60,6 +69,11 @@ class LayerNeurons:
     mean_gradient: torch.Tensor
     mean_abs_activation: torch.Tensor
 
+    def __post_init__(self) -> None:
+        for key in _TENSORS:
+            kind = torch.int64 if key == "owner" else torch.float32
+            object.__setattr__(self, key, torch.as_tensor(getattr(self, key)).to(kind))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerNeurons):
             return NotImplemented
@@ -73,7 +87,8 @@ class LayerNeurons:
 class NeuronMap:
     """Which FFN layers and neurons matter to which language pairs.
 
-    Made by [`detect_neurons`]; `save` and `load` keep it as one safetensors file.
+    Made by [`detect_neurons`]; `save` and `load` keep it as one safetensors file. A map that contradicts itself cannot
+    be made: the constructor raises [`NeuronMapError`].
 
     Attributes:
         languages: Language codes; the order of the L axis.
@@ -93,6 +108,9 @@ class NeuronMap:
     fingerprint: str | None
     signature: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_neuron_map(self)
 
     @property
     def language_pairs(self) -> list[str]:
@@ -149,90 +167,88 @@ class NeuronMap:
         return self.neurons[layer]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map to one safetensors file; an existing file is replaced only when the new one is whole."""
+        """Write the map to one safetensors file; an existing file is replaced only when the new one is whole.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
         tensors = {}
         for index, entry in enumerate(self.neurons):
             for key in _TENSORS:
                 tensor = getattr(entry, key)
-                tensors[f"{index}.{key}"] = (tensor.to(torch.int32) if key == "owner" else tensor).contiguous()
-        header = {
-            "format": _FORMAT,
-            "languages": self.languages,
-            "pair_layers": self.pair_layers,
-            "layer_changes": self.layer_changes,
-            "names": [entry.name for entry in self.neurons],
-            "width": self.width,
-            "fingerprint": self.fingerprint,
-            "signature": self.signature,
-            "options": self.options,
-        }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        # one metadata entry, because safetensors writes several in any order; the order of the pairs is kept
-        save_file(tensors, partial, {"neuron_map": json.dumps(header)})
-        os.replace(partial, path)
+                tensors[f"{index}.{key}"] = tensor.to(torch.int32) if key == "owner" else tensor
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "neurons"}
+        header = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+        names = [entry.name for entry in self.neurons]
+        save_tensors(path, _ENTRY, {"format": _FORMAT, **header, "names": names}, tensors)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> NeuronMap:
+    def load(cls, path: str | os.PathLike[str], verify: bool = True) -> NeuronMap:
         """Read a map that `save` wrote.
 
+        Args:
+            path: The file.
+            verify: Whether a file is refused that was changed after it was written, as its digest tells.
+
         Raises:
-            NeuronMapError: If the file is missing, truncated, not a neuron map or of a newer format.
+            NeuronMapError: The file is missing, damaged, changed, no neuron map, or of a newer format.
         """
         if not os.path.isfile(path):
             raise NeuronMapError("path", str(path), "there is no such file; make one with detect_neurons(...).save().")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                header = json.loads(metadata.get("neuron_map", "{}"))
-                if header.get("format") != _FORMAT:
-                    raise NeuronMapError(
-                        "path",
-                        str(path),
-                        f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again.",
-                    )
-                found = cls(
-                    languages=tuple(header["languages"]),
-                    pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
-                    layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
-                    neurons=tuple(_read_layer(file, index, name) for index, name in enumerate(header["names"])),
-                    width=header["width"],
-                    fingerprint=header["fingerprint"],
-                    signature=header["signature"],
-                    options=dict(header["options"]),
-                )
-                found._check_contents()
-                return found
-        except NeuronMapError:
-            raise
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            header, tensors, signed = load_tensors(path, _ENTRY, _tensor_names)
+            found = cls._from_file(header, tensors)
+        except ValueError as error:
             raise NeuronMapError(
-                "path", str(path), f"the file is damaged ({error!r}); detect again or copy it anew."
+                "path", str(path), f"the file is damaged, or no neuron map ({str(error)[:400]}); detect again."
             ) from error
+        if signed is False and verify:
+            raise NeuronMapError(
+                "path",
+                str(path),
+                "the file was changed after it was written; detect again or copy it anew. "
+                "NeuronMap.load(path, verify=False) reads it all the same.",
+            )
+        if signed is None:
+            warnings.warn(f"{path} has no digest, so changes cannot be told; save the map anew.", stacklevel=2)
+        return found
 
-    def _check_contents(self) -> None:
-        """Raise ValueError if layers, owners or statistics cannot be those of a model."""
-        for pair, layers in self.pair_layers.items():
-            parsed = parse_pair(pair)
-            if not {parsed.source, parsed.target} <= set(self.languages):
-                raise ValueError(f"{pair}: a language that the map does not have")
-            if not layers or not all(isinstance(layer, int) and 0 <= layer < self.num_layers for layer in layers):
-                raise ValueError(f"{pair}: layers {layers} of {self.num_layers}")
-        for layer in self.neurons:
-            if bool((layer.owner < GENERAL).any()) or bool((layer.owner >= len(self.languages)).any()):
-                raise ValueError(f"{layer.name}: an owner that is no language")
-            if layer.awareness.shape != (len(self.languages), len(layer.owner)):
-                raise ValueError(f"{layer.name}: awareness of shape {tuple(layer.awareness.shape)}")
-            if not bool(torch.isfinite(layer.awareness).all()):
-                raise ValueError(f"{layer.name}: awareness is NaN or infinite")
+    @classmethod
+    def _from_file(cls, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> NeuronMap:
+        neurons = []
+        for index, name in enumerate(header["names"]):
+            values = {key: tensors[f"{index}.{key}"] for key in _TENSORS}
+            for key, tensor in values.items():
+                if tensor.dtype != (torch.int32 if key == "owner" else torch.float32):
+                    raise ValueError(f"{index}.{key} is of type {tensor.dtype}")
+            neurons.append(LayerNeurons(name=name, **values))
+        return cls(
+            languages=tuple(header["languages"]),
+            pair_layers={pair: tuple(layers) for pair, layers in header["pair_layers"].items()},
+            layer_changes={pair: tuple(changes) for pair, changes in header["layer_changes"].items()},
+            neurons=tuple(neurons),
+            width=header["width"],
+            fingerprint=header["fingerprint"],
+            signature=header["signature"],
+            options=header["options"],
+        )
 
     def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
         """The chosen pairs, checked; all pairs of the map for None."""
         return [parse_pair(self._pair(pair)) for pair in (language_pairs or self.language_pairs)]
 
 
-def _read_layer(file: Any, index: int, name: str) -> LayerNeurons:
-    tensors = {key: file.get_tensor(f"{index}.{key}") for key in _TENSORS}
-    tensors["owner"] = tensors["owner"].to(torch.int64)
-    return LayerNeurons(name=name, **tensors)
+def _tensor_names(header: Any) -> set[str]:
+    """Names of the tensors of a file with this header, whose fields are checked."""
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise ValueError(f"expected a neuron map of format {_FORMAT}; update peft_landermt or detect again")
+    fields_differ = {key for key in header if key != "digest"} ^ _HEADER.keys()
+    if fields_differ:
+        raise ValueError(f"its header lacks, or should not have, {min(fields_differ)!r}")
+    for key, kind in _HEADER.items():
+        if not isinstance(header[key], kind):
+            raise ValueError(f"{key} is a {type(header[key]).__name__} in its header")
+    lists = [*header["pair_layers"].values(), *header["layer_changes"].values()]
+    if not all(isinstance(values, list) for values in lists):
+        raise ValueError("a pair has no list of layers or changes in its header")
+    return {f"{index}.{key}" for index in range(len(header["names"])) for key in _TENSORS}

@@ -8,16 +8,20 @@ import pytest
 
 from peft_landermt.errors import LanguagePairError
 from peft_landermt.language_pair import (
-    LANGUAGE_NAMES,
+    FLORES_CODES,
     TRANSLATION_PROMPT,
     LanguagePair,
     check_language,
+    flores_code,
     format_prompt,
     language_name,
     languages_of,
+    parse_language,
     parse_pair,
     parse_pairs,
+    two_letter_code,
 )
+from peft_landermt.translation import TEMPLATES, build_prompt
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,27 @@ def test_malformed_pairs(text: Any) -> None:
     assert (caught.value.field, caught.value.value) == ("pairs", text)
 
 
-@pytest.mark.parametrize("text", ["en-en", "zh_Hans-zh_Hans"])
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("jp-en", "'jp'; JP is the code of a region, Japan"),
+        ("en-cz", "'cz'; CZ is the code of a region, Czechia"),
+        ("en-xx", "'xx'."),
+        ("und-en", "'und'."),
+        ("de_Xxxx-en", "'Xxxx'"),
+        ("en-pt_ZZ", "'ZZ'"),
+    ],
+)
+def test_unknown_languages_scripts_and_regions(text: str, unknown: str) -> None:
+    with pytest.raises(LanguagePairError) as caught:
+        parse_pair(text)
+    assert unknown in str(caught.value)
+    assert (caught.value.field, caught.value.value) == ("language_pair", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["en-en", "zh_Hans-zh_Hans", "en-eng_Latn", "deu-ger", "zh-cmn", "arb_Arab-ar", "en_XX-en"]
+)
 def test_a_language_with_itself(text: str) -> None:
     with pytest.raises(LanguagePairError, match=f"language_pair='{text}': .*must differ"):
         parse_pair(text)
@@ -90,7 +114,7 @@ def test_languages_of() -> None:
     assert languages_of(parse_pairs(["fr-en", "en-de", "de-fr", "zh_Hans-en"])) == ["de", "en", "fr", "zh_Hans"]
 
 
-@pytest.mark.parametrize("code", ["de", "yue", "zh_Hans", "pt_BR", "zh_Hant_TW"])
+@pytest.mark.parametrize("code", ["de", "yue", "zh_Hans", "pt_BR", "zh_Hant_TW", "es_419", "en_XX", "aaa_Latn"])
 def test_codes(code: str) -> None:
     assert check_language(code) == code
 
@@ -102,12 +126,32 @@ def test_malformed_codes(code: Any) -> None:
     assert caught.value.value == code
 
 
-@pytest.mark.parametrize(
-    ("code", "name"),
-    [("de", "German"), ("zh_Hans", "Chinese"), ("pt_BR", "Portuguese"), ("yue", "yue"), ("sah_Cyrl", "sah_Cyrl")],
-)
-def test_language_name(code: str, name: str) -> None:
-    assert language_name(code) == name
+NAMES = {
+    "de": "German", "deu": "German", "ger": "German", "deu_Latn": "German", "de_XX": "German",
+    "deu_Cyrl": "German (Cyrillic script)", "de_AT": "German (Austria)",
+    "zh": "Chinese", "zho": "Chinese", "cmn": "Chinese", "zh_Hans": "Chinese (Simplified)",
+    "zho_Hans": "Chinese (Simplified)", "cmn_Hans": "Chinese (Simplified)", "zh_CN": "Chinese (Simplified, China)",
+    "zh_Hant": "Chinese (Traditional)", "zho_Hant": "Chinese (Traditional)", "zh_Hant_TW":
+    "Chinese (Traditional, Taiwan)", "zh_TW": "Chinese (Traditional, Taiwan)", "zh_Latn": "Chinese (Latin script)",
+    "zh_HK": "Chinese (Traditional, Hong Kong)", "yue": "Cantonese", "yue_Hant": "Cantonese (Traditional)",
+    "sr": "Serbian", "sr_Cyrl": "Serbian (Cyrillic script)", "srp_Cyrl": "Serbian (Cyrillic script)",
+    "sr_Latn": "Serbian (Latin script)", "sr_ME": "Serbian (Latin script, Montenegro)",
+    "pt_BR": "Portuguese (Brazil)", "pt_PT": "Portuguese (Portugal)", "por_Latn": "Portuguese",
+    "es_419": "Spanish (Latin America)", "en_GB": "English (United Kingdom)",
+    "uz_Cyrl": "Uzbek (Cyrillic script)", "uzn_Latn": "Uzbek (Latin script)", "pa_PK":
+    "Punjabi (Arabic script, Pakistan)", "ace_Arab": "Acehnese (Arabic script)", "arb_Arab": "Arabic",
+    "arb_Latn": "Arabic (Latin script)", "ar_EG": "Arabic (Egypt)", "arz": "Egyptian Arabic",
+    "kor_Hang": "Korean", "jpn_Jpan": "Japanese", "iw": "Hebrew", "in": "Indonesian", "mo": "Romanian",
+    "sh": "Serbo-Croatian", "no": "Norwegian", "nb": "Norwegian Bokmål", "nob_Latn": "Norwegian Bokmål", "nn":
+    "Norwegian Nynorsk", "tl": "Tagalog", "fil": "Filipino", "fas": "Persian", "pes_Arab": "Persian", "prs": "Dari",
+    "sah_Cyrl": "Yakut", "aaa": "Ghotuo", "ns": "Northern Sotho",
+}  # fmt: skip
+"""From CLDR and FLORES-200, put together by hand."""
+
+
+@pytest.mark.parametrize("code", NAMES)
+def test_language_name(code: str) -> None:
+    assert language_name(code) == NAMES[code]
 
 
 def test_language_name_of_a_malformed_code() -> None:
@@ -115,9 +159,48 @@ def test_language_name_of_a_malformed_code() -> None:
         language_name("German")
 
 
-def test_every_name_has_a_valid_code_and_is_its_own() -> None:
-    assert all(check_language(code) == code for code in LANGUAGE_NAMES)
-    assert len(set(LANGUAGE_NAMES.values())) == len(LANGUAGE_NAMES)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompts_differ_where_names_do(template: str) -> None:
+    for source in ("zh_Hans", "sr_Cyrl", "pt_BR", "en"):
+        targets = {name: code for code, name in NAMES.items() if name != language_name(source)}
+        prompts = {build_prompt("…", f"{source}-{code}", template) for code in targets.values()}
+        assert len(prompts) == len(targets)
+        assert all(language_name(source) in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("code", "short", "flores"),
+    [
+        ("de", "de", "deu_Latn"),
+        ("ger", "de", "deu_Latn"),
+        ("zh", "zh", "zho_Hans"),
+        ("cmn", "zh", "zho_Hans"),
+        ("zh_Hant", "zh", "zh_Hant"),
+        ("zho_Hant", "zh", "zho_Hant"),
+        ("pt_BR", "pt", "pt_BR"),
+        ("no", "no", "nob_Latn"),
+        ("nb", "no", "nob_Latn"),
+        ("nn", "nn", "nno_Latn"),
+        ("tl", "tl", "tgl_Latn"),
+        ("fil", "tl", "tgl_Latn"),
+        ("ast", "ast", "ast_Latn"),
+        ("ace", "ace", "ace_Latn"),
+        ("sah", "sah", "sah"),
+    ],
+)
+def test_other_forms_of_a_code(code: str, short: str, flores: str) -> None:
+    assert (two_letter_code(code), flores_code(code)) == (short, flores)
+
+
+def test_flores_codes_are_their_own_languages() -> None:
+    for code, flores in FLORES_CODES.items():
+        assert check_language(flores) == flores
+        assert two_letter_code(flores) == two_letter_code(code)
+
+
+def test_what_a_code_says() -> None:
+    language, script, region = tag = parse_language("zho_TW")
+    assert (language.code, script, region, tag.written_in) == ("zh", None, "TW", "Hant")
 
 
 def test_prompt() -> None:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import shtab
+from safetensors import SafetensorError
 
 from ..errors import ConfigError
+from ..escaping import printable
 from ..version import __version__
 from . import detect, evaluate, inspect, join, merge, quickstart, report, split, train, translate
 from .config_file import expand
@@ -55,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         # ours are ValueErrors; those of transformers, PEFT and torch are about bad input too, as far as it got here
         if options.debug:
             raise
-        print(f"landermt {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"landermt {options.command}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("; ".join(["\nlandermt: interrupted", *map(str, error.args)]), file=sys.stderr)
+        print("; ".join(["\nlandermt: interrupted", *(printable(str(text)) for text in error.args)]), file=sys.stderr)
         return 130
     return 0

@@ -11,13 +11,13 @@ from ..detection.layers import ActivationStatistic
 from .inspect import print_neuron_map
 from .options import (
     add_model_options,
-    check_output_file,
     is_main,
     load_model,
     parse_assignments,
     processes,
     read_lines,
 )
+from .outputs import add_overwrite_option, claim
 
 _EXAMPLE = """example:
   landermt detect --sentences en=calib.en de=calib.de --pairs en-de de-en --output map.safetensors"""
@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--pairs", nargs="+", required=True, help="directions, such as en-de de-en")
     parser.add_argument("--output", required=True, help="neuron map to write, such as map.safetensors")
+    add_overwrite_option(parser)
     parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair (default: %(default)s)")
     parser.add_argument(
         "--general-ratio", type=float, default=0.9, help="share of language-general neurons (default: %(default)s)"
@@ -58,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    check_output_file(options.output)
+    claim(options, [options.output])
     sentences = {
         language: read_lines(path) for language, path in parse_assignments(options.sentences, "--sentences").items()
     }

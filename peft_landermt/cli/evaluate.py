@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..outputs import write_text
 from ..translation import evaluate_translation
 from ..translation.models import routing_arguments
 from .corpora import add_data_options, read_corpora
 from .options import (
     add_model_options,
     add_prompt_options,
-    check_output_file,
     is_main,
     load_adapted_model,
+    parse_assignments,
     processes,
     prompt_template,
     with_texts,
-    write_json,
 )
+from .outputs import add_overwrite_option, claim, write_json
+
+_TEXTS = ("src", "hyp", "ref")
+"""Endings of the files of `--texts`."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,14 +45,16 @@ def add_parser(subparsers: Any) -> None:
         help="folder for sources, translations and references, line by line: en-de.src, en-de.hyp, en-de.ref",
     )
     add_prompt_options(parser)
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
-    if options.output:
-        check_output_file(options.output)
+    pairs = parse_assignments(options.data, "--data")
+    texts = [Path(options.texts, f"{pair}.{ending}") for pair in pairs for ending in _TEXTS] if options.texts else []
+    claim(options, [*texts, *([options.output] if options.output else [])])
     corpora = read_corpora(options)
     model, tokenizer = load_adapted_model(options)
     for pair in corpora:
@@ -88,7 +94,6 @@ def run(options: argparse.Namespace) -> None:
 
 def write_lines(folder: Path, name: str, **texts: list[str]) -> None:
     """Write lists of sentences as line-aligned files, one for each keyword."""
-    folder.mkdir(parents=True, exist_ok=True)
     for ending, lines in texts.items():
         content = "".join(" ".join(line.splitlines()) + "\n" for line in lines)
-        (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+        write_text(folder / f"{name}.{ending}", content)

@@ -11,8 +11,9 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..errors import AdapterError
+from ..escaping import printable
+from ..lander import LanderConfig
 from ..neuron_map import NeuronMap
-from ..tuner import LanderConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
 
 def print_neuron_map(neuron_map: NeuronMap) -> None:
     """Layers and conditional awareness of every pair, and neurons of every language in these layers."""
-    print(neuron_map.signature)
+    print(printable(neuron_map.signature))
     print("\n| pair | layers (CAR) |\n|---|---|")
     for pair in neuron_map.language_pairs:
         layers = ", ".join(f"{layer} ({neuron_map.car(layer, pair):.3f})" for layer in neuron_map.layers(pair))
@@ -53,8 +54,9 @@ def print_adapter(folder: Path) -> None:
     if not isinstance(config, LanderConfig):
         raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one.")
     print(f"language pairs: {', '.join(config.language_pairs or ['none named'])}")
-    print(f"base model: {config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})")
-    print(f"neuron map: {config.neuron_map_signature or 'none: all neurons are general'}")
+    base = f"{config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})"
+    print(f"base model: {printable(base)}")
+    print(f"neuron map: {printable(config.neuron_map_signature or 'none: all neurons are general')}")
     print(
         f"options: car={config.car} inactive_neurons={config.inactive_neurons} tune={config.tune} "
         f"general_rank={config.general_rank}"
@@ -67,4 +69,5 @@ def print_adapter(folder: Path) -> None:
         for module, counts in config.neuron_counts.items():
             specific = ", ".join(f"{language} {count}" for language, count in counts["specific"].items())
             pairs = ", ".join(counts["language_pairs"])
-            print(f"| {module} | {counts['neurons']} | {counts['general']} | {specific} | {pairs} |")
+            name = printable(module).replace("|", "\\|")
+            print(f"| {name} | {counts['neurons']} | {counts['general']} | {specific} | {pairs} |")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..tuner.adapters import join_adapters
+from ..lander.adapters import join_adapters
 from .options import add_model_options, load_model
+from .outputs import ADAPTER, add_overwrite_option, claim_folder, save_adapter
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,11 +20,13 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser)
     parser.add_argument("adapters", nargs="+", help="adapter folders")
     parser.add_argument("--output", required=True, help="adapter folder to write")
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
+    claim_folder(options, ADAPTER)
     base, _ = load_model(options)
     model = join_adapters(base, options.adapters)
-    model.save_pretrained(options.output)
+    save_adapter(model, options.output)
     print(f"written: {options.output}")

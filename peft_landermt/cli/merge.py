@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, ConfigError
+from ..outputs import new_folder
 from .options import add_model_options, load_adapted_model, require_adapter
 
 
@@ -15,7 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "merge",
         help="write a plain model for one pair",
         description="Write an adapter into the weights of its base, for one language pair. The folder loads with "
-        "transformers alone, and so with vLLM, llama.cpp's converter and others that read such folders.",
+        "transformers alone, and so with vLLM, llama.cpp's converter and others that read such folders. Its weights "
+        "have the type that the base's have on disk, unless --dtype names one.",
         epilog="example:\n  landermt merge --adapter out --pair en-de --output model-en-de",
     )
     add_model_options(parser, adapter=True)
@@ -29,12 +31,13 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("--output", options.output, "is there already; name a folder that is not, or is empty.")
-    model, tokenizer = load_adapted_model(options)
+    model, tokenizer = load_adapted_model(options, as_stored=True)
     if options.pair:
         if not hasattr(model, "set_language_pair"):
             raise AdapterError("--adapter", options.adapter, "is no LANDER adapter; leave out --pair.")
         model.set_language_pair(options.pair)
     merged = model.merge_and_unload(safe_merge=True)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with new_folder(folder) as partial:
+        merged.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     print(f"written: {folder}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from ..demo import load_base
 from ..demo.base import NAME as DEMO_NAME
-from ..errors import AdapterError, ConfigError, CorpusError
+from ..errors import AdapterError, ConfigError
 from ..seq2seq import is_encoder_decoder
 from ..translation import TranslationScores, chat_prompt
+from ..translation.lines import read_text_lines
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -41,8 +41,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
         parser.add_argument("--adapter", help="adapter folder or Hub id; without it, the base model is used")
 
 
-def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model and its tokenizer, as the options say."""
+def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on disk."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -50,7 +50,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     device = options.device or (alone if state is None else str(state.device))
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_base(base_name(options), dtype, device)
+    return load_base(base_name(options), "auto" if as_stored and options.dtype == "auto" else dtype, device)
 
 
 def base_name(options: argparse.Namespace) -> str:
@@ -109,9 +109,9 @@ def task_type(model: Any) -> str:
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
-def load_adapted_model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The base model with `--adapter`, if one is named, and its tokenizer."""
-    model, tokenizer = load_model(options)
+def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
+    """The base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
 
@@ -141,26 +141,9 @@ def with_texts(score: TranslationScores, sources: list[str], references: list[st
     return {**asdict(score), "sources": sources, "references": references}
 
 
-def check_output_file(path: str) -> None:
-    """Raise ConfigError if `--output` names a folder, before the work that it is for."""
-    if Path(path).is_dir():
-        raise ConfigError("--output", path, "is a folder; name a file.")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON that people can read."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def read_lines(path: str) -> list[str]:
-    """Lines of a UTF-8 text file without their ends; empty lines at the end are left out."""
-    return read_text(path).rstrip("\n").split("\n")
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 text file, without the byte order mark that some editors write."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError("file", path, f"is not UTF-8 ({error}); convert it.") from error
+    """Lines of a text file without their ends; empty lines at the end are left out."""
+    lines = read_text_lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines

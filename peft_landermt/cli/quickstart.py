@@ -18,6 +18,8 @@ from transformers import TrainingArguments, set_seed
 from ..demo import DemoCorpus, load_demo_corpus
 from ..detection import detect_neurons
 from ..errors import AdapterError, ConfigError
+from ..lander import LanderConfig
+from ..lander.adapters import split_adapter
 from ..language_pair import parse_pairs
 from ..neuron_map import NeuronMap
 from ..seq2seq import is_encoder_decoder
@@ -29,9 +31,11 @@ from ..translation import (
     evaluate_translation,
     translate,
 )
-from ..tuner import LanderConfig
-from ..tuner.adapters import split_adapter
-from .options import add_model_options, load_model, task_type, with_texts, write_json
+from .options import add_model_options, load_model, task_type, with_texts
+from .outputs import add_overwrite_option, claim_folder, save_adapter, write_json
+
+_WRITTEN = ("neuron_map.safetensors", "adapter/*", "pairs/*/*", "scores_*.json", "results.json")
+"""Files in `--output`."""
 
 _COMPARED = 4
 """Sentences per direction whose translations by the reloaded adapters are compared with those in memory."""
@@ -56,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder for the neuron map, the adapters and results.json")
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -84,6 +89,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> DemoCorpus:
     """Everything that can be wrong, before the model is loaded."""
+    if options.output:
+        claim_folder(options, _WRITTEN)
     corpus = load_demo_corpus()
     parse_pairs(options.pairs, "--pairs")
     for pair in options.pairs:
@@ -119,7 +126,7 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
     with stages.stage("train", f"Tuning {trainable:,} parameters on {', '.join(pairs)}"):
         _train(model, tokenizer, corpus, options, output)
     with stages.stage("save_and_split", "Saving the adapter, and one adapter per pair"):
-        model.save_pretrained(str(output / "adapter"))
+        save_adapter(model, output / "adapter")
         folders = split_adapter(model, output / "pairs")
         compared = {pair: _compared(model, tokenizer, corpus, pair) for pair in pairs}
     with stages.stage("reload", "Loading the pairs' adapters into a fresh base model through PEFT"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import write_report
+from .outputs import add_overwrite_option, claim
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,11 +20,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("path", type=Path, help="a neuron map file or a folder")
     parser.add_argument("--output", type=Path, help="HTML file to write (default: report.html beside or in the path)")
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     folder = options.path if options.path.is_dir() else options.path.parent
     output = options.output or folder / "report.html"
+    claim(options, [output])
     write_report(options.path, output)
     print(f"written: {output}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..tuner.adapters import split_adapter
+from ..lander.adapters import split_adapter
 from .options import add_model_options, load_adapted_model, require_adapter
+from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,11 +19,14 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--output", required=True, help="folder for the pairs' folders")
+    add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     require_adapter(options)
     model, _ = load_adapted_model(options)
+    pairs = getattr(model.peft_config["default"], "language_pairs", None) or []
+    claim_folder(options, [f"{pair}/{name}" for pair in pairs for name in ADAPTER])
     for pair, folder in split_adapter(model, options.output).items():
         print(f"{pair}: {folder}")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ConfigError, CorpusError
+from ..lander import LanderConfig
+from ..lander.layout import CHOICES
+from ..outputs import written_whole
 from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
-from ..tuner import LanderConfig
-from ..tuner.config import CHOICES
+from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
 from .corpora import add_data_options, read_corpora
 from .options import add_model_options, is_main, load_model, prompt_template, task_type
+from .outputs import ADAPTER, add_overwrite_option, claim_folder, save_adapter
 
 _EXAMPLE = """example:
   landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
@@ -47,7 +51,8 @@ def add_parser(subparsers: Any) -> None:
         "and {target_language}; kept with the adapter for translation (default: one of ten for each row)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
+    add_overwrite_option(parser)
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, ...")
     parser.add_argument("--dry-run", action="store_true", help="read and check corpora and options; load no model")
@@ -63,6 +68,10 @@ def run(options: argparse.Namespace) -> None:
     for name in ("epochs", "lr", "batch_size", "accumulation", "save_steps", "max_length"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), "must be positive.")
+    claim_folder(options, (*ADAPTER, TRAINER_STATE_NAME, "checkpoint-*"), replaces=options.resume)
+    checkpoint = last_whole_checkpoint(options.output) if options.resume else None
+    if options.resume and checkpoint is None:
+        raise ConfigError("--resume", options.output, "holds no whole checkpoint; leave out --resume.")
     corpora, rows = read_corpora(options), []
     for pair, read in corpora.items():
         corpus, report = clean(read, check_languages=options.check_languages)
@@ -120,15 +129,19 @@ def run(options: argparse.Namespace) -> None:
         processing_class=tokenizer,
         check_languages=False,  # of the corpora, above
     )
+    if options.overwrite and checkpoint is None and is_main(options):
+        remove_checkpoints(options.output)  # of an earlier run
+    trainer.accelerator.wait_for_everyone()
     try:
-        trainer.train(resume_from_checkpoint=options.resume or None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt as error:
-        last = get_last_checkpoint(options.output)
+        last = last_whole_checkpoint(options.output)
         kept = f"kept: {last}; --resume goes on from there" if last else f"no checkpoint yet in {options.output}"
         raise KeyboardInterrupt(kept) from error
     if is_main(options):
-        model.save_pretrained(options.output)
-        trainer.save_state()
+        save_adapter(model, options.output)
+        with written_whole(Path(options.output, TRAINER_STATE_NAME)) as partial:
+            trainer.state.save_to_json(str(partial))
         print(f"written: {options.output}")
 
 

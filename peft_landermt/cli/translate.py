@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from ..translation import translate_counted
-from .options import add_model_options, add_prompt_options, load_adapted_model, prompt_template, read_text
+from ..translation.lines import read_text_lines
+from .options import add_model_options, add_prompt_options, load_adapted_model, prompt_template
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,8 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    text = read_text(options.input) if options.input else sys.stdin.read()
-    lines = text.removesuffix("\n").split("\n") if text else []  # empty ones too: line n is that of the input
+    lines = read_text_lines(options.input)  # empty ones too: line n is that of the input
     model, tokenizer = load_adapted_model(options)
     found = translate_counted(
         model,

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from ..errors import ConfigError
 
@@ -53,7 +61,7 @@ def convert_demo_base() -> Path:
 
 
 def load_gguf(
-    path: str | os.PathLike[str], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    path: str | os.PathLike[str], dtype: torch.dtype | str = torch.float32, device: str = "cpu"
 ) -> tuple[Any, Any]:
     """A causal language model and its tokenizer from a GGUF file; its weights are unpacked to `dtype`."""
     folder, gguf_file = os.path.split(os.path.abspath(path))
@@ -68,7 +76,7 @@ def load_gguf(
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
 
 
-def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def load_demo_base(dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
     """The demo base and its tokenizer.
 
     Args:
@@ -81,8 +89,13 @@ def load_demo_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> t
     return load_base(str(convert_demo_base()), dtype, device)
 
 
-def load_base(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def load_base(name: str, dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
     """A base model and its tokenizer: `demo`, a GGUF file, a folder or a Hub id.
+
+    Args:
+        name: Which.
+        dtype: Type of the weights; `"auto"` for the one that they have on disk.
+        device: Where to put the model.
 
     Raises:
         ConfigError: It is `demo`, and the packages of the extra `demo` are not installed.
@@ -91,6 +104,11 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
         return load_demo_base(dtype, device)
     if name.endswith(".gguf"):
         return load_gguf(name, dtype, device)
-    two_stacks = AutoConfig.from_pretrained(name).is_encoder_decoder
-    model_class = AutoModelForSeq2SeqLM if two_stacks else AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(name)
+    if config.is_encoder_decoder:
+        model_class: Any = AutoModelForSeq2SeqLM
+    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model_class = AutoModelForImageTextToText  # Mistral Small 3.1
+    else:
+        model_class = AutoModelForCausalLM
     return model_class.from_pretrained(name, dtype=dtype).to(device), AutoTokenizer.from_pretrained(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import DetectionError
+from ..escaping import last_part, printable
 from ..ffn import FFN, FFNLayout
 from ..fingerprint import fingerprint
 from ..language_pair import parse_pairs
@@ -240,7 +240,7 @@ def _partition_layer(
 def _signature(
     model: nn.Module, base: str | None, texts: Mapping[str, Sequence[str]], options: Mapping[str, Any]
 ) -> str:
-    name = os.path.basename(str(getattr(getattr(model, "config", None), "name_or_path", "")).rstrip("/")) or "unnamed"
+    name = printable(last_part(str(getattr(getattr(model, "config", None), "name_or_path", "")))) or "unnamed"
     data = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode()).hexdigest()[:12]
     parts = {
         "base": f"{name}#{base}" if base is not None else name,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..ffn import FFN
+from ..linear import allow_packing, keep_unpacked
 from ..seq2seq import is_encoder_decoder
 
 
@@ -25,6 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     The graph starts at the output of the input embeddings, an encoder's where there is one, instead of at a weight.
     """
+    packing = keep_unpacked(model)
     training = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reader = model.get_encoder() if is_encoder_decoder(model) else model  # type: ignore[operator]
@@ -36,6 +38,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.callback(_restore, training, trainable)
+        stack.callback(allow_packing, packing)
         model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,8 +58,9 @@ def _legend(figure: Any, axes: Any) -> None:
 def layer_changes(neuron_map: NeuronMap) -> str:
     """D_i of every layer for every pair (eq. 2), the relevant layers marked."""
     figure, (axes,) = _axes()
-    for pair, changes in neuron_map.layer_changes.items():
-        known = {layer: change for layer, change in enumerate(changes) if change is not None}
+    for pair in neuron_map.language_pairs:
+        changes = enumerate(neuron_map.layer_changes[pair])
+        known = {layer: change for layer, change in changes if change is not None}
         (line,) = axes.plot(known.keys(), known.values(), linewidth=1, label=pair)
         chosen = [layer for layer in neuron_map.layers(pair) if layer in known]
         axes.plot(chosen, [known[layer] for layer in chosen], "o", color=line.get_color())
@@ -164,8 +166,9 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
         for key, value in entry.items():
             for label, keys in panels.items():
                 for start, name in keys.items():
-                    if key == start or (start.endswith("_") and key.startswith(start)):
-                        curves[label].setdefault(name or key.removeprefix(start), []).append((entry["step"], value))
+                    part = key.removeprefix(start) if start.endswith("_") and key.startswith(start) else ""
+                    if (name and key == start) or re.fullmatch(r"[\w-]+", part):  # a pair, or a block of neurons
+                        curves[label].setdefault(name or part, []).append((entry["step"], value))
     drawn = {label: lines for label, lines in curves.items() if lines}
     if not drawn:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,27 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ConfigError
+from ..lander import LanderConfig
 from ..neuron_map import NeuronMap
-from ..tuner import LanderConfig
 
 _CHECKPOINT = "checkpoint-"
-_SCORE = {"bleu", "chrf", "bleu_signature", "num_empty", "num_runaway", "hypotheses"}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a figure can show."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_SCORE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("bleu", "chrf", "num_empty", "num_runaway"), _is_number),
+    "bleu_signature": lambda value: isinstance(value, str),
+    "hypotheses": _is_list_of_texts,
+}
+"""What the scores of a pair have; `sources` and `references` may come with them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ def find(path: Path) -> Findings:
 def _files(folder: Path, pattern: str) -> Iterator[Path]:
     """Files below a folder, in order, but for those of checkpoints."""
     for file in sorted(folder.rglob(pattern)):
-        if not any(part.startswith(_CHECKPOINT) for part in file.relative_to(folder).parts):
+        inside_checkpoint = any(part.startswith(_CHECKPOINT) for part in file.relative_to(folder).parts)
+        if file.is_file() and not inside_checkpoint:
             yield file
 
 
@@ -88,7 +105,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     """An object; empty where the file holds something else, which is not for the page then."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -106,7 +123,10 @@ def _is_neuron_map(file: Path) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() >= _SCORE
+    if not isinstance(value, dict) or not all(key in value and check(value[key]) for key, check in _SCORE.items()):
+        return False
+    texts = [value[key] for key in ("sources", "references") if key in value]
+    return all(_is_list_of_texts(lines) and len(lines) == len(value["hypotheses"]) for lines in texts)
 
 
 def _run_folder(state: Path) -> Path:
@@ -117,10 +137,16 @@ def _training_logs(path: Path) -> dict[str, list[dict[str, Any]]]:
     """`log_history` of every run, from the state that is furthest."""
     furthest: dict[str, dict[str, Any]] = {}
     for file in sorted(path.rglob(TRAINER_STATE_NAME)):
-        state = _read_json(file)
-        if not {"global_step", "log_history"} <= state.keys():
+        state = _read_json(file) if file.is_file() else {}
+        if not _is_number(state.get("global_step")) or not isinstance(state.get("log_history"), list):
             continue
         run = _name(_run_folder(file), path)
         if run not in furthest or state["global_step"] > furthest[run]["global_step"]:
             furthest[run] = state
-    return {run: state["log_history"] for run, state in furthest.items()}
+    return {run: _numbers(state["log_history"]) for run, state in furthest.items()}
+
+
+def _numbers(log: list[Any]) -> list[dict[str, Any]]:
+    """The numbers of a log's entries that have a step."""
+    entries = [entry for entry in log if isinstance(entry, dict) and _is_number(entry.get("step"))]
+    return [{key: value for key, value in entry.items() if _is_number(value)} for entry in entries]

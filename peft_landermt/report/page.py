@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..escaping import published_name
+from ..outputs import write_text
 from ..version import __version__
 from . import figures
 from .findings import find
@@ -21,15 +23,17 @@ def write_report(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
     Args:
         path: A neuron map file; or a folder in which neuron maps, adapters, checkpoints of transformers' Trainer and
             outputs of `landermt evaluate` are looked for.
-        output: HTML file to write; an existing one is replaced.
+        output: HTML file to write; an existing one is replaced when the page is whole.
 
     Raises:
-        ConfigError: There is nothing to tell of at `path`, or matplotlib is not installed.
+        ConfigError: There is nothing to tell of at `path`, `output` is `path`, or matplotlib is not installed.
         NeuronMapError: A neuron map is damaged.
     """
     path = Path(path)
     if not path.exists():
         raise ConfigError("path", str(path), "there is no such file or folder.")
+    if os.path.exists(output) and path.samefile(output):
+        raise ConfigError("output", str(output), "is what the page is about; name another file.")
     figures.check_installed()
     from jinja2 import Environment, StrictUndefined
 
@@ -37,7 +41,11 @@ def write_report(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
     source = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
-        title=path.resolve().name, found=found, figures=figures, samples=SAMPLES, version=__version__
+        title=path.resolve().name,
+        found=found,
+        figures=figures,
+        samples=SAMPLES,
+        version=__version__,
+        published_name=published_name,
     )
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(page, encoding="utf-8")
+    write_text(output, page, errors="xmlcharrefreplace")

@@ -4,14 +4,16 @@ from ..language_pair import TRANSLATION_PROMPT
 from .checkpoints import FullPrecisionCheckpoints
 from .cleaning import CleaningReport, clean
 from .collator import TranslationCollator
-from .corpus import Corpus, TranslationExample
+from .corpus import Corpus
 from .data_sets import read_corpus, read_dataset
 from .decoding import Translations, translate, translate_counted
-from .files import read_jsonl, read_moses, read_tmx, read_tsv
+from .examples import TranslationExample
+from .files import read_jsonl, read_moses, read_tsv
 from .losses import TranslationLoss
 from .rows import RowReport, usable_rows
-from .scoring import TranslationScores, evaluate_translation, score_translations
+from .scoring import TranslationScores, evaluate_translation, metrics_for, score_translations
 from .templates import TEMPLATES, build_prompt, chat_prompt
+from .tmx import read_tmx
 from .trainer import LanderTrainer
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "chat_prompt",
     "clean",
     "evaluate_translation",
+    "metrics_for",
     "read_corpus",
     "read_dataset",
     "read_jsonl",

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
 from ..errors import CorpusError
 from ..language_pair import LanguagePair, flores_code
+from .examples import COLUMNS, FEATURES, StoredExamples, TranslationExample, store
 
 NOT_UTF8 = "not UTF-8"
 MISSING_COLUMN = "missing column"
+NUL = "NUL character"
+"""No text holds one."""
 
 Outcome = tuple[str, str] | str
 """What a row gives: its source and target, or the reason why it is skipped."""
-
-
-@dataclass(frozen=True)
-class TranslationExample:
-    """A sentence, its translation, and the direction between them, such as `en-de`."""
-
-    source: str
-    target: str
-    language_pair: str
-
-    def to_row(self) -> dict[str, str]:
-        """The example as a row for [`TranslationCollator`]."""
-        return {"source": self.source, "target": self.target, "language_pair": self.language_pair}
 
 
 @dataclass
@@ -37,12 +27,14 @@ class Corpus:
     """Translation examples in the order of their file, and what reading left out.
 
     Attributes:
-        examples: The usable rows. Their text is as in the file, and may be empty; see [`clean`].
-        skipped: Number of rows left out, by reason: "not UTF-8", "empty line", "missing column", "not JSON",
-            "not a JSON object", "not text" (null, a number), "other language pair".
+        examples: The usable rows. Their text is as in the file, and may be empty; see [`clean`]. A list, or, beyond
+            a few million characters, a sequence that is read from disk.
+        skipped: Number of rows left out, by reason: "not UTF-8", "NUL character", "empty line", "missing column",
+            "not JSON", "not a JSON object", "not text" (null, a number), "other language pair", "other script or
+            region" (TMX).
     """
 
-    examples: list[TranslationExample]
+    examples: Sequence[TranslationExample]
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
@@ -52,27 +44,59 @@ class Corpus:
         return iter(self.examples)
 
     def to_dataset(self) -> Dataset:
-        """The examples as a data set with the text columns `source`, `target` and `language_pair`."""
-        names = ("source", "target", "language_pair")
+        """The examples as a data set with the text columns `source`, `target` and `language_pair`; not a copy where
+        they are on disk."""
+        if isinstance(self.examples, StoredExamples):
+            return self.examples.dataset
         # without explicit features, the columns of an empty corpus would have no type
         return Dataset.from_dict(
-            {name: [getattr(example, name) for example in self.examples] for name in names},
-            features=Features({name: Value("string") for name in names}),
+            {name: [getattr(example, name) for example in self.examples] for name in COLUMNS}, features=FEATURES
         )
 
 
-def collect_examples(outcomes: Iterable[Outcome], pair: LanguagePair, field_name: str, value: Any) -> Corpus:
-    """The rows that give an example, and how many do not by reason; CorpusError, of the named field, if none does."""
-    corpus, language_pair = Corpus([]), str(pair)
-    for outcome in outcomes:
-        if isinstance(outcome, str):
-            corpus.skipped[outcome] += 1
-        else:
-            corpus.examples.append(TranslationExample(*outcome, language_pair))
+def collect_examples(
+    outcomes: Iterable[Outcome], pair: LanguagePair, field_name: str, value: Any, languages: Collection[str] = ()
+) -> Corpus:
+    """The rows that give an example, and how many do not by reason.
+
+    Args:
+        outcomes: What the rows give, read once.
+        pair: Direction of the examples.
+        field_name: Name of the argument that the rows came from, for the error.
+        value: Its value.
+        languages: Codes that the file has, for the error; may fill up while `outcomes` are read.
+
+    Raises:
+        CorpusError: If no row gives one.
+    """
+    skipped: Counter[str] = Counter()
+
+    def examples() -> Iterator[TranslationExample]:
+        language_pair = str(pair)
+        for outcome in outcomes:
+            if isinstance(outcome, str) or isinstance(outcome := _checked(*outcome), str):
+                skipped[outcome] += 1
+            else:
+                yield TranslationExample(*outcome, language_pair)
+
+    corpus = Corpus(store(examples()), skipped)
     if not corpus.examples:
-        skipped = ", ".join(f"{reason} {count}" for reason, count in corpus.skipped.items()) or "none; it is empty"
-        raise CorpusError(field_name, value, f"has no usable row for {pair} (skipped: {skipped}); check its form.")
+        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.items()) or "none; it is empty"
+        there = f" It has {', '.join(languages)}." if languages else ""
+        remedy = f"has no usable row for {pair} (skipped: {reasons}); check its form and encoding.{there}"
+        raise CorpusError(field_name, value, remedy)
     return corpus
+
+
+def _checked(source: str, target: str) -> Outcome:
+    if "\0" in source or "\0" in target:
+        return NUL
+    try:
+        # JSON can escape lone surrogates, which neither tokenizers nor Arrow accept
+        (source + target).encode()
+    except UnicodeEncodeError:
+        return NOT_UTF8
+    return source, target
 
 
 def select_texts(row: Mapping[str, Any], pair: LanguagePair, columns: tuple[str, str] | None = None) -> Outcome:
@@ -88,11 +112,6 @@ def select_texts(row: Mapping[str, Any], pair: LanguagePair, columns: tuple[str,
     source, target = (texts[name] for name in names)
     if not isinstance(source, str) or not isinstance(target, str):
         return "not text"
-    try:
-        # JSON can escape lone surrogates, which neither tokenizers nor Arrow accept
-        (source + target).encode()
-    except UnicodeEncodeError:
-        return NOT_UTF8
     return source, target
 
 

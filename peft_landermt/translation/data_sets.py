@@ -13,7 +13,8 @@ from datasets.exceptions import DatasetsError
 from ..errors import CorpusError
 from ..language_pair import LanguagePair, flores_code, parse_pair
 from .corpus import MISSING_COLUMN, Corpus, collect_examples, select_texts
-from .files import read_jsonl, read_moses, read_tmx, read_tsv
+from .files import read_jsonl, read_moses, read_tsv
+from .tmx import read_tmx
 
 _FORMS = (
     "a corpus is *.tsv[.gz], *.jsonl[.gz], *.json[.gz], *.tmx[.gz], the prefix of two line-aligned files (corpus for "

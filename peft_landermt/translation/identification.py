@@ -6,26 +6,31 @@ from functools import cache
 from typing import Any
 
 from ..errors import CorpusError
-from ..language_pair import two_letter_code
+from ..language_pair import parse_language, two_letter_code
 
 MIN_CHARACTERS = 20
 """Shorter text is believed to be what it is said to be."""
 _LEAST_PROBABILITY = 0.1
+_CHINESE = ("Hans", "Hant")
+"""The identifier has learnt Chinese in both."""
 
 
 def may_be(text: str, language: str) -> bool:
     """Whether text may be in a language: not if the identifier gives it a probability below 0.1.
 
-    Languages that the identifier does not know, and text of 20 characters or fewer, may be anything.
+    Text of 20 characters or fewer may be anything, and so may that in languages, or scripts of a language, that the
+    identifier does not know: `sah`, `sr_Latn`.
 
     Raises:
         CorpusError: If py3langid is not installed.
     """
-    code = two_letter_code(language)
     identifier = _identifier()
-    if len(text) <= MIN_CHARACTERS or code not in identifier.labels:
+    tag = parse_language(language)
+    usual = tag.written_in == tag.language.scripts[0] or tag.written_in in _CHINESE
+    labels = [code for code in (tag.language.code, two_letter_code(language)) if code in identifier.labels]
+    if len(text) <= MIN_CHARACTERS or not labels or not usual:
         return True
-    return dict(identifier.rank(text))[code] >= _LEAST_PROBABILITY
+    return dict(identifier.rank(text))[labels[0]] >= _LEAST_PROBABILITY
 
 
 @cache

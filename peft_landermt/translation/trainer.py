@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
 from ..seq2seq import decoder_inputs, is_encoder_decoder
-from .checkpoints import FullPrecisionCheckpoints
+from .checkpoints import FullPrecisionCheckpoints, last_whole_checkpoint, remove_checkpoints
 from .collator import FIELDS, TranslationCollator
 from .direction import check_directions
 from .labels import labelled_positions, labels_together
@@ -223,10 +223,20 @@ class LanderTrainer(Trainer):
             labels = labels[:, labelled_positions(labels)]
         return loss, logits, labels
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`. All rows are checked before the first step."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`. All rows are checked before the first step. True resumes from the
+        newest checkpoint that is whole.
+
+        Raises:
+            ConfigError: There is none.
+        """
         self.pair_losses["train"].clear()  # what was left of an earlier training
         self._stream = None
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                remedy = f"{self.args.output_dir} holds no whole checkpoint; train from the start."
+                raise ConfigError("resume_from_checkpoint", True, remedy)
         if self.eval_dataset is not None and self.args.eval_strategy != "no":
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for name, rows in several.items():
@@ -234,7 +244,7 @@ class LanderTrainer(Trainer):
         if isinstance(self.data_collator, TranslationCollator):
             keep_prompt(self.accelerator.unwrap_model(self.model), self.data_collator.prompt)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._checkpoints.on_train_end(self.args, self.state, self.control)  # also of one that failed
 
@@ -246,6 +256,12 @@ class LanderTrainer(Trainer):
             counts = {} if self._stream is None else _counts(self._stream)
             logs = {**logs, **losses, **training_metrics(self.accelerator.unwrap_model(self.model)), **counts}
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:  # what is left of one that was not written to its end must not mix with this one
+            remove_checkpoints(self._get_output_dir(trial), self.state.global_step)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """The loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations score."""

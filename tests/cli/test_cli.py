@@ -322,6 +322,30 @@ def test_merge(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["in its config", "not in its config"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16", "float16"])
+def test_merged_weights_have_the_type_of_the_base(
+    shop: Workshop, tmp_path: Path, stored: str, asked: str, named: bool
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "model"
+    shutil.copytree(shop.base, base)
+    build_model("llama").to(getattr(torch, stored)).save_pretrained(base)
+    if not named:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").write_text(json.dumps({**config, "dtype": None}), encoding="utf-8")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(shop.adapter, adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["verify_base"] = False  # float16 rounds the weights to others
+    (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    given = ["--model", str(base), "--device", "cpu", "--adapter", str(adapter), "--pair", "en-de"]
+    assert main(["merge", *given, "--output", str(out), "--dtype", asked]) == 0
+    expected = stored if asked == "auto" else asked
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {getattr(torch, expected)}
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["dtype"] == expected
+
+
 @pytest.mark.parametrize("options", [["--dtype", "bfloat16"], ["--dtype", "float32"]], ids=" ".join)
 def test_dtype(shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]) -> None:
     seen: list[torch.dtype] = []

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from matplotlib import rc_context
+from safetensors.torch import save_file
 
-from peft_landermt import NeuronMap
+from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import ConfigError, NeuronMapError
 from peft_landermt.neuron_map import GENERAL, LayerNeurons
 from peft_landermt.report import find, write_report
@@ -153,6 +154,83 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     text = page_of(tmp_path, tmp_path)
     Page(text)
     assert "&lt;script&gt;" in text and "<script" not in text and "{{ 7 * 7 }}" in text
+
+
+SCORE = {"bleu": 1.0, "chrf": 2.0, "bleu_signature": "s", "num_empty": 0, "num_runaway": 0, "hypotheses": ["a"]}
+NO_SCORES = {
+    **{f"{key} is {value!r}": {**SCORE, key: value} for key in SCORE for value in (None, [1], {"a": 1}, True)},
+    **{f"{key} is text": {**SCORE, key: "1"} for key in ("bleu", "chrf", "num_empty", "num_runaway", "hypotheses")},
+    **{f"no {key}": {name: value for name, value in SCORE.items() if name != key} for key in SCORE},
+    **{f"{key} of another length": {**SCORE, key: ["a", "b"]} for key in ("sources", "references")},
+    **{f"{key} that are numbers": {**SCORE, key: [1]} for key in ("sources", "references")},
+    "a number without end": {**SCORE, "bleu": float("inf")},
+    "a number of many digits": {**SCORE, "bleu": 10**400},
+}
+
+
+@pytest.mark.parametrize("score", NO_SCORES.values(), ids=NO_SCORES)
+def test_scores_of_another_form_are_no_scores(score: Any, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps({"en-de": SCORE, "de-en": score}), encoding="utf-8")
+    (tmp_path / "good.json").write_text(json.dumps({"en-de": SCORE}), encoding="utf-8")
+    assert list(find(tmp_path).scores) == ["good.json"]
+
+
+LOGS: dict[str, Any] = {
+    "no list": 3,
+    "numbers": [1, 2],
+    "no step": [{"loss": 1.0}],
+    "a step of text": [{"step": "1", "loss": 1.0}],
+    "a step of many digits": [{"step": 10**400, "loss": 1.0}],
+    "text": [{"step": 1, "loss": "low"}],
+    "lists": [{"step": 1, "loss": [1.0]}],
+    "formulas": [{"step": 1, "loss_$\\frac{$": 1.0, "change_$x$": 1.0}],
+    "markup": [{"step": 1, "loss_<b>": 1.0}],
+    "controls": [{"step": 1, "loss_\x1b[2J": 1.0, "loss_": 1.0}],
+    "no number": [{"step": 1, "loss": float("nan")}],
+}
+
+
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
+def test_odd_logs_make_no_curves(log: Any, tmp_path: Path) -> None:
+    state = {"global_step": 1, "log_history": log}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    try:
+        training = find(tmp_path).training
+    except ConfigError:
+        training = {}
+    assert all(training_curves(entries) is None for entries in training.values())
+
+
+def test_texts_and_names_that_no_page_can_have(tmp_path: Path) -> None:
+    """Half of a surrogate pair, and a number where others nest without end."""
+    score = {**SCORE, "hypotheses": ["a\ud800b"], "bleu_signature": "\ud800"}
+    (tmp_path / "scores.json").write_text(json.dumps({"\ud800": score}), encoding="utf-8")
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "trainer_state.json").mkdir()
+    assert "a&#55296;b" in page_of(tmp_path, tmp_path)
+
+
+def test_no_folder_of_this_machine_is_told(small: NeuronMap, tmp_path: Path) -> None:
+    folder = tmp_path / "someone" / "run"
+    (folder / "adapter").mkdir(parents=True)
+    small.save(folder / "map.safetensors")
+    config = LanderConfig(task_type="CAUSAL_LM", language_pairs=["en-de"])
+    config.base_model_name_or_path = str(tmp_path / "someone" / "base")
+    save_file({"x": torch.zeros(1)}, folder / "adapter" / "adapter_model.safetensors")
+    config.save_pretrained(str(folder / "adapter"))
+    text = page_of(folder, tmp_path)
+    assert "<td>base</td>" in text and "someone" not in text
+
+
+def test_a_page_is_not_written_over_what_it_is_about(small: NeuronMap, tmp_path: Path) -> None:
+    small.save(tmp_path / "map.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "map.safetensors")
+    for output in ("map.safetensors", "link"):
+        with pytest.raises(ConfigError, match="is what the page is about"):
+            write_report(tmp_path / "map.safetensors", tmp_path / output)
+    assert NeuronMap.load(tmp_path / "map.safetensors") == small
 
 
 def test_other_files_are_no_concern(small: NeuronMap, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft_landermt.demo import load_demo_corpus
 from peft_landermt.errors import CorpusError
 from peft_landermt.translation import Corpus, TranslationExample
 from peft_landermt.translation.cleaning import RULES, CleaningReport, clean
+from peft_landermt.translation.composing import MAX_DECOMPOSED, compose
 from peft_landermt.translation.identification import _identifier
 
 GOOD = TranslationExample("The house is old.", "Das Haus ist alt.", "en-de")
@@ -50,7 +53,14 @@ def test_rules_of_one_example(source: str, target: str, rule: str | None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("pair", "weight"), [("en-zh", 3), ("en-ja", 3), ("en-ko", 2), ("en-zh_Hant", 3), ("en-zu", 1)]
+    ("pair", "weight"),
+    [
+        *((f"en-{code}", 3) for code in ("zh", "zho", "chi", "cmn", "zh_Hans", "zho_Hans", "zh_Hant", "zh_TW", "yue")),
+        *((f"eng_Latn-{code}", 3) for code in ("zho_Hant", "yue_Hant", "wuu", "nan", "lzh", "cmn_Hant", "vi_Hani")),
+        *((f"eng-{code}", 3) for code in ("ja", "jpn", "jpn_Jpan", "ja_JP")),
+        *((f"en-{code}", 2) for code in ("ko", "kor", "kor_Hang", "ko_KR", "ko_Kore")),
+        *((f"en-{code}", 1) for code in ("zu", "zul_Latn", "zh_Latn", "ja_Latn", "ko_Latn", "vi", "th", "sr_Cyrl")),
+    ],
 )
 def test_length_ratio_weighs_dense_scripts(pair: str, weight: int) -> None:
     dense, longest = "字" * 10, 4 * 10 * weight
@@ -61,6 +71,57 @@ def test_length_ratio_weighs_dense_scripts(pair: str, weight: int) -> None:
     # 21 weighted characters of the dense side are enough for the rule to apply
     assert removed_by("a", "字" * (20 // weight), pair) is None
     assert removed_by("a", "字" * (20 // weight + 1), pair) == "length_ratio"
+
+
+def test_work_is_bounded_before_text_is_composed() -> None:
+    """NFC takes time that grows with the square of the number of marks in a row."""
+    heap = "a" + "\u0301\u0323" * 100_000
+    start = time.perf_counter()
+    assert removed_by(heap, "b") == removed_by("b", heap, max_characters=10**9) == "too_long"
+    many = "e" + "\u0301\u0323" * 400
+    corpus = Corpus([GOOD, *[TranslationExample(many, "gut", "en-de")] * 2_000])
+    assert clean(corpus)[1].removed["too_long"] == 2_000
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("count", "rule"), [(1, None), (2, None), (30, None), (31, "too_long"), (999, "too_long"), (5_000, "too_long")]
+)
+def test_marks_in_a_row(count: int, rule: str | None) -> None:
+    assert removed_by("Zalgo" + "\u0323" * count, "x" * (count + 2)) == rule
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Phở bò ngon lắm, thật đấy.",
+        "한국어로 번역한 문장입니다.",
+        "ᾂᾳ ᾧ ᾯ",
+        "กำลังใจดีมาก",
+        "שָׁלוֹם עֲלֵיכֶם",
+        "हिन्दी में लिखा हुआ वाक्य",
+    ],
+)
+def test_decomposed_text_is_as_long_as_composed(text: str) -> None:
+    apart, composed = (unicodedata.normalize(form, text) for form in ("NFD", "NFC"))
+    limit = len(composed)
+    kept, report = clean(
+        Corpus([TranslationExample(apart, "b" * limit, "en-de")]), max_characters=limit, max_length_ratio=1e9
+    )
+    assert (kept.examples[0].source, report.kept) == (composed, 1)
+    assert removed_by(apart + "x", "b" * limit, max_characters=limit) == "too_long"
+
+
+def test_nothing_composes_to_less_than_a_quarter() -> None:
+    """What lets long text be refused before it is composed."""
+    longest = max(len(unicodedata.normalize("NFD", chr(code))) for code in range(sys.maxunicode + 1))
+    assert longest == MAX_DECOMPOSED
+
+
+def test_only_runs_of_marks_stay_as_they_are() -> None:
+    run = "\u0301" * 31
+    assert compose(f"e\u0301 e{run} e\u0301") == f"\u00e9 e{run} \u00e9"
+    assert compose("e" + "\u0301" * 30) == "\u00e9" + "\u0301" * 29
 
 
 def test_limits() -> None:
@@ -147,6 +208,16 @@ def test_nothing_left_is_an_error_with_all_counts() -> None:
         ("The museum opens at nine o'clock.", "博物馆早上九点钟开门，下午五点钟关门，欢迎大家来参观。", "en-zh", None),
         ("Bonjour.", "Buongiorno.", "en-de", None),  # short
         ("The museum opens at nine o'clock.", "Le musée ouvre à neuf heures.", "en-yi", None),  # not known
+        ("The museum opens at nine o'clock.", "Museet åpner klokken ni om morgenen.", "en-nb", None),
+        ("The museum opens at nine o'clock.", "Museet åpner klokken ni om morgenen.", "eng_Latn-nob_Latn", None),
+        ("The museum opens at nine o'clock.", "Das Museum öffnet um neun Uhr.", "en-nob", "language"),
+        (
+            "The museum opens at nine o'clock.",
+            "博物館早上九點鐘開門，下午五點鐘關門，歡迎大家來參觀。",
+            "en-zh_TW",
+            None,
+        ),
+        ("The museum opens at nine o'clock.", "Muzej se otvara u devet sati ujutru.", "en-sr_Latn", None),  # a script
     ],
 )
 def test_languages(source: str, target: str, pair: str, rule: str | None) -> None:

@@ -22,7 +22,6 @@ from peft_landermt.translation import (
     read_dataset,
     read_jsonl,
     read_moses,
-    read_tmx,
     read_tsv,
 )
 
@@ -298,44 +297,6 @@ def test_moses_and_datasets_without_a_usable_row(tmp_path: Path) -> None:
 def test_malformed_pair_is_refused_before_anything_is_read(read: Callable[..., Corpus], pair: str) -> None:
     with pytest.raises(LanguagePairError, match="language_pair="):
         read("unread", pair)
-
-
-TMX = """<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE tmx SYSTEM "tmx14.dtd">
-<tmx version="1.4"><header srclang="en"/><body>
-<tu><note>ours</note><tuv xml:lang="de-DE"><seg>Das Haus ist alt.</seg></tuv>
-<tuv xml:lang="EN-us"><prop type="x">y</prop>
-<seg>The <bpt i="1">&lt;b&gt;</bpt>house<ept i="1">&lt;/b&gt;</ept> is old.</seg></tuv></tu>
-<tu><tuv lang="en"><seg>We <hi>drink</hi> tea.<ph>&lt;br/&gt;</ph></seg></tuv>
-<tuv lang="de"><seg>Wir trinken Tee.</seg></tuv></tu>
-<tu><tuv xml:lang="en"><seg>Good morning.</seg></tuv><tuv xml:lang="fr"><seg>Bonjour.</seg></tuv></tu>
-</body></tmx>
-"""
-
-
-@pytest.mark.parametrize("name", ["memory.tmx", "memory.tmx.gz"])
-def test_tmx(tmp_path: Path, name: str) -> None:
-    """Codes of regions, of either case, attributes of TMX 1.1, inline codes left out and marked text kept."""
-    path = write(tmp_path / name, TMX)
-    for corpus in (read_tmx(path, PAIR), read_corpus(path, PAIR)):
-        assert corpus.examples == EXAMPLES
-        assert corpus.skipped == {"missing column": 1}
-    assert [example.target for example in read_tmx(path, "en-fr")] == ["Bonjour."]
-
-
-def test_tmx_finds_the_exact_region_first(tmp_path: Path) -> None:
-    variants = "".join(f'<tuv xml:lang="{code}"><seg>{code}</seg></tuv>' for code in ("en", "pt-PT", "pt-BR"))
-    path = write(tmp_path / "memory.tmx", f"<tmx><body><tu>{variants}</tu></body></tmx>")
-    assert [example.target for example in read_tmx(path, "en-pt_BR")] == ["pt-BR"]
-    assert [example.target for example in read_tmx(path, "en-pt")] == ["pt-PT"]
-
-
-def test_damaged_tmx(tmp_path: Path) -> None:
-    path = write(tmp_path / "memory.tmx", TMX[: TMX.index("</body>")])
-    fails(lambda: read_tmx(path, PAIR), "path", str(path), "not well-formed XML", "line 10")
-    fails(lambda: read_tmx(tmp_path / "none.tmx", PAIR), "path", str(tmp_path / "none.tmx"), "no such file")
-    empty = write(tmp_path / "empty.tmx", "<tmx><body/></tmx>")
-    fails(lambda: read_tmx(empty, PAIR), "path", str(empty), "no usable row")
 
 
 def write_configs(folder: Path, rows: dict[str, list[Any]]) -> Path:

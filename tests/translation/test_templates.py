@@ -43,7 +43,9 @@ def test_prompt_holds_the_source_unchanged_and_names_both_languages(template: st
 
 
 def test_prompt_by_default() -> None:
-    assert build_prompt("Tea?", "en-zh_Hans") == "Translate this from English to Chinese:\nTea?\nChinese:"
+    assert build_prompt("Tea?", "en-zh_Hans") == (
+        "Translate this from English to Chinese (Simplified):\nTea?\nChinese (Simplified):"
+    )
 
 
 def test_own_template_with_doubled_braces() -> None:

@@ -86,6 +86,25 @@ def adapt_kind(base: PreTrainedModel, neuron_map: NeuronMap, kind: str, **option
     return adapt(base, None if kind == "no-map" else neuron_map, KINDS[kind], **options)
 
 
+def side_by_side(base: PreTrainedModel, neuron_map: NeuronMap, kind: str, names: Sequence[str]) -> PeftModel:
+    """One adapter of one of `KINDS` per name, each with other values; the last is active."""
+    model = adapt_kind(base, neuron_map, kind, adapter_name=names[0])
+    for seed, name in enumerate(names[1:], 2):
+        model.add_adapter(name, make_config(None if kind == "no-map" else neuron_map, KINDS[kind]))
+        model.set_adapter(name)
+        randomize_adapter(model, seed=seed)
+    return model.eval()
+
+
+def two_adapters(base: PreTrainedModel, neuron_map: NeuronMap, **options: Any) -> PeftModel:
+    """An adapter for en-de and one for en-fr, which is active."""
+    model = adapt(base, neuron_map, ["en-de"], adapter_name="en-de", **options)
+    model.add_adapter("en-fr", make_config(neuron_map, ["en-fr"], **options))
+    model.set_adapter("en-fr")
+    randomize_adapter(model, seed=2)
+    return model.eval()
+
+
 def route(kind: str) -> dict[str, list[str]]:
     """Keywords that a forward of three samples needs with an adapter of one of `KINDS`."""
     return {"language_pairs": PAIRS} if kind == "several-pairs" else {}
@@ -146,21 +165,45 @@ def neuron_groups(neuron_map: NeuronMap, layer: int, pair: str) -> dict[str, tor
     return {group: torch.tensor(neurons, dtype=torch.long) for group, neurons in members.items()}
 
 
-def dense_deltas(layer: LanderFFN, neuron_map: NeuronMap, index: int, pair: str) -> dict[str, torch.Tensor]:
-    """Delta rows (p, d) of every projection for one pair, zero where a neuron is not tuned for it."""
-    parameters = {name: value.detach() for name, value in layer.lander_blocks["default"].named_parameters()}
+def dense_deltas(
+    layer: LanderFFN, neuron_map: NeuronMap, index: int, pair: str | None, adapter_name: str = "default"
+) -> dict[str, torch.Tensor]:
+    """Delta rows (p, d) of every projection for one pair, zero where a neuron is not tuned for it, and everywhere
+    without a pair."""
+    parameters = {name: value.detach() for name, value in layer.lander_blocks[adapter_name].named_parameters()}
     blocks = {"general": neuron_map.general(index)}
-    blocks.update({language: neuron_map.specific(index, language) for language in pair.split("-")})
+    blocks.update({language: neuron_map.specific(index, language) for language in (pair or "").split("-") if language})
     dense = {}
     for projection in layer.projection_names:
         dense[projection] = torch.zeros(layer.neurons, layer.width)
-        for block, neurons in blocks.items():
+        for block, neurons in blocks.items() if pair is not None else ():
             key = f"{block}_{projection}"
             if key in parameters:
-                dense[projection][neurons] = parameters[key]
+                rows = parameters[key]
             elif f"{key}_A" in parameters:
-                dense[projection][neurons] = parameters[f"{key}_B"] @ parameters[f"{key}_A"]
+                rows = parameters[f"{key}_B"] @ parameters[f"{key}_A"]
+            else:
+                continue
+            # with tune="layers" all neurons are in the general block
+            dense[projection][neurons if len(rows) == len(neurons) else slice(None)] = rows
     return dense
+
+
+def unmerged_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Weights of the base model inside, by their names in it."""
+    state = model.get_base_model().state_dict()
+    return {key.replace(".base_layer", ""): value.clone() for key, value in state.items() if ".lander_" not in key}
+
+
+def dense_sum(model: PeftModel, neuron_map: NeuronMap, pairs: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Base weights plus the deltas of each adapter for its pair, in float32, by their names in the base model."""
+    weights = {key: value.float() for key, value in unmerged_weights(model).items()}
+    for name, layer in lander_layers(model).items():
+        for adapter in pairs.keys() & layer.lander_blocks.keys():
+            deltas = dense_deltas(layer, neuron_map, layer_index(neuron_map, name), pairs[adapter], adapter)
+            for projection, delta in deltas.items():
+                weights[f"{name}.{projection}.weight"] += delta.t() if projection == layer.output_name else delta
+    return weights
 
 
 def activation(layer: LanderFFN, values: list[torch.Tensor]) -> torch.Tensor:
@@ -169,9 +212,15 @@ def activation(layer: LanderFFN, values: list[torch.Tensor]) -> torch.Tensor:
     return function(values[0]) * values[1] if len(values) == 2 else function(values[0])
 
 
+def base_projection(layer: LanderFFN, name: str) -> nn.Module:
+    """A projection of the base FFN, without what adapts it."""
+    projection = layer.base_layer.get_submodule(name)
+    return getattr(projection, "base_layer", projection)
+
+
 def base_hidden(layer: LanderFFN, x: torch.Tensor) -> torch.Tensor:
     """h of the base FFN."""
-    projections = [layer.base_layer.get_submodule(name) for name in layer.input_names]
+    projections = [base_projection(layer, name) for name in layer.input_names]
     return activation(layer, [F.linear(x, projection.weight, projection.bias) for projection in projections]).detach()
 
 
@@ -193,7 +242,7 @@ def naive_ffn(
         input_gates: Factor c of the input x per group (1).
         drop: Whether the inactive group is left out.
     """
-    output = layer.base_layer.get_submodule(layer.output_name)
+    output = base_projection(layer, layer.output_name)
     total = torch.zeros(*x.shape[:-1], layer.width)
     for group, neurons in groups.items():
         if group == "inactive" and drop:
@@ -202,7 +251,7 @@ def naive_ffn(
         gate = (delta_gates or {}).get(group, 1.0)
         values = []
         for name in layer.input_names:
-            projection = layer.base_layer.get_submodule(name)
+            projection = base_projection(layer, name)
             value = scaled @ projection.weight[neurons].t() + gate * (scaled @ deltas[name][neurons].t())
             values.append(value if projection.bias is None else value + projection.bias[neurons])
         hidden = activation(layer, values)

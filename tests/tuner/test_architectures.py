@@ -312,7 +312,6 @@ def test_a_fresh_adapter_changes_nothing(
 @pytest.mark.parametrize(
     "options",
     [
-        {"general_rank": None},
         {"general_rank": 4},
         {"car": "paper", "inactive_neurons": "drop", "general_rank": None},
         {"car": "proportional"},
@@ -332,6 +331,15 @@ def test_each_pair_runs_through_its_own_weights(
                 write_by_hand(name, plain_model, neuron_map, layer, pair, lander_layers(model), options)
         expected = logits(plain_model, ids()[row : row + 1])
         torch.testing.assert_close(mixed[row : row + 1], expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["OPT", "XGLM", "NLLB, M2M100", "mBART", "Marian"])
+def test_gates_of_the_token_need_an_ffn_of_its_own(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+    """Where projections sit on a layer beside attention, that layer cannot be run twice."""
+    expected, kinds = logits(base, ids()), [type(module) for module in base.modules()]
+    with pytest.raises(ConfigError, match=r"car='token': needs an FFN that is a module of its own, which .* has not"):
+        adapt(base, neuron_map, car="token")
+    assert logits(base, ids()).equal(expected) and [type(module) for module in base.modules()] == kinds
 
 
 def write_by_hand(

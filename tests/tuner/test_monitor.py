@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
-from peft_landermt.tuner.routing import learned_gates
+from peft_landermt.lander.gates import learned_gates
 
 from ..conftest import PAIRS
 from .helpers import adapt, ids, lander_layers, layer_index, recorded_calls
@@ -69,8 +69,8 @@ def test_learned_gates_are_means_over_the_tokens_of_a_pair(base: PreTrainedModel
         expected = []
         for name, layer in lander_layers(model).items():
             if layer_index(neuron_map, name) in neuron_map.layers(pair):
-                blocks = layer.blocks("default")
-                gates = blocks.gates[blocks.layout.language_pairs.index(pair)].detach()
+                here = [other for other in PAIRS if layer_index(neuron_map, name) in neuron_map.layers(other)]
+                gates = layer.blocks("default").get_parameter("gates")[here.index(pair)].detach()
                 expected.append(learned_gates(calls[name][0][rows], gates).mean(dim=(0, 1)))
         mean = torch.stack(expected).mean(dim=0)
         for group, value in zip(("general", "specific"), mean.tolist(), strict=True):

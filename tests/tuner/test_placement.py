@@ -92,13 +92,34 @@ def test_detection_on_offloaded_bases(offloaded: nn.Module, neuron_map: NeuronMa
     assert on_meta(offloaded) == waiting
 
 
+@pytest.mark.parametrize("kind", ["disk_offload", "device_map, half on disk"])
 @pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
-def test_merging_into_an_offloaded_base_is_refused(base: PreTrainedModel, offloaded: nn.Module, merge: str) -> None:
+def test_merging_into_weights_on_disk_is_refused(base: PreTrainedModel, kind: str, merge: str, tmp_path: Path) -> None:
+    offloaded = OFFLOADED[kind](copy.deepcopy(base), tmp_path)
     model, expected = adapt(offloaded), logits(adapt(base), ids())
-    with pytest.raises(ArchitectureError, match=r"gate_proj is quantized, offloaded or split"):
+    with pytest.raises(ArchitectureError, match=r"gate_proj is quantized, offloaded to disk or split"):
         getattr(model, merge)()
     assert not any(layer.merged for layer in lander_layers(model).values())
     assert logits(model, ids()).equal(expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"car": "paper", "inactive_neurons": "drop"}], ids=str)
+def test_merging_into_weights_that_wait_in_memory(
+    base: PreTrainedModel, neuron_map: NeuronMap, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with LoRA: a base that accelerate offloads to the CPU keeps what is merged, and gets it back."""
+    offloaded = OFFLOADED["cpu_offload"](copy.deepcopy(base), tmp_path)
+    plain = logits(base, ids())
+    expected, model = (adapt(each, neuron_map, ["en-de"], **options) for each in (base, offloaded))
+    waiting, unmerged = on_meta(model), logits(expected, ids())
+    for each in (expected, model):
+        each.merge_adapter(safe_merge=True)
+    assert logits(model, ids()).equal(logits(expected, ids())) and on_meta(model) == waiting
+    model.unmerge_adapter()
+    assert logits(model, ids()).equal(unmerged)
+    merged = model.merge_and_unload()
+    assert logits(merged, ids()).equal(logits(expected.merge_and_unload(), ids())) and on_meta(merged) == waiting
+    assert not logits(merged, ids()).equal(plain)
 
 
 def test_peft_offloads_a_loaded_adapter_with_its_base(base: PreTrainedModel, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ no `weight`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from peft_landermt.ffn import find_ffns
 from peft_landermt.fingerprint import fingerprint
 from peft_landermt.linear import device_and_dtype
 
-from ..conftest import PAIRS, SENTENCES
+from ..conftest import PAIRS, SENTENCES, build_model, make_tokenizer
 from .helpers import adapt, ids, lander_layers, logits, recorded_calls
+from .packing import packs_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 WEIGHTS = "adapter_model.safetensors"
@@ -72,6 +75,7 @@ BACKENDS: dict[str, Callable[[], Any]] = {
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     ),
+    "bitsandbytes 4-bit, avx512_bf16": lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     "bitsandbytes 8-bit": lambda: _bitsandbytes(load_in_8bit=True),
     "torchao int8": lambda: _torchao("Int8WeightOnlyConfig"),
     "torchao int4": lambda: _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, group_size=32),
@@ -83,16 +87,37 @@ ROUNDED_INPUTS = ("bitsandbytes 8-bit",)
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with packs_weights(monkeypatch) if request.param.endswith("avx512_bf16") else nullcontext():
+        yield request.param
 
 
-@pytest.fixture(params=["llama", "bloom"])
+@pytest.fixture
 def architecture(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return getattr(request, "param", "llama")
 
 
-llama_only = pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+@cache
+def wide(architecture: str) -> tuple[PreTrainedModel, NeuronMap]:
+    """A base whose widths are whole blocks of quantized numbers, and what detection finds on it."""
+    sizes = {"hidden_size": 64} if architecture == "bloom" else {"hidden_size": 64, "intermediate_size": 128}
+    model = build_model(architecture, **sizes)
+    return model, detect(model)
+
+
+def detect(model: PreTrainedModel) -> NeuronMap:
+    options = {"num_layers": 2, "general_ratio": 0.7, "progress": False}
+    return detect_neurons(model, make_tokenizer(), SENTENCES, PAIRS, **options)
+
+
+@pytest.fixture
+def base(architecture: str) -> PreTrainedModel:
+    return copy.deepcopy(wide(architecture)[0])
+
+
+@pytest.fixture
+def neuron_map(architecture: str) -> NeuronMap:
+    return wide(architecture)[1]
 
 
 @pytest.fixture
@@ -164,10 +189,14 @@ def _numbers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.dequantize() if "torchao" in type(tensor).__module__ else tensor
 
 
+PAPER = {"car": "paper", "inactive_neurons": "drop", "general_rank": None}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"general_rank": None}, {"car": "paper", "inactive_neurons": "drop", "general_rank": None}],
-    ids=["defaults", "rows", "paper"],
+    ("architecture", "options"),
+    [("llama", {}), ("llama", {"general_rank": None}), ("llama", PAPER), ("bloom", PAPER)],
+    ids=["defaults", "rows", "paper", "paper on BLOOM"],
+    indirect=["architecture"],
 )
 def test_ffns_compute_what_dequantized_ones_do(
     backend: str,
@@ -197,7 +226,6 @@ def test_ffns_compute_what_dequantized_ones_do(
         assert (output - plain[name][2]).abs().max() > 0.1 * scale, "the adapter matters"
 
 
-@llama_only
 def test_training_leaves_the_base_quantized(
     backend: str, quantized: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
 ) -> None:
@@ -226,7 +254,6 @@ def test_training_leaves_the_base_quantized(
     assert all(".lander_blocks." in key for key in saved), "nothing of the base is in the file"
 
 
-@llama_only
 def test_adapters_go_from_float_to_quantized_bases_and_back(
     base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
 ) -> None:
@@ -244,7 +271,6 @@ def test_adapters_go_from_float_to_quantized_bases_and_back(
     assert (logits(loaded, ids(), language_pairs=PAIRS) - plain).abs().max() > 0.1
 
 
-@llama_only
 @pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
 def test_merging_is_refused_before_anything_changes(quantized: PreTrainedModel, merge: str) -> None:
     model = adapt(quantized)
@@ -255,11 +281,10 @@ def test_merging_is_refused_before_anything_changes(quantized: PreTrainedModel, 
     assert logits(model, ids()).equal(output)
 
 
-@llama_only
-def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap, tokenizer: Any) -> None:
+def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map: NeuronMap) -> None:
     """The map of a quantized base differs from the float base's only as much as the weights do, and fits both."""
     before = storage(quantized)
-    found = detect_neurons(quantized, tokenizer, SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False)
+    found = detect(quantized)
     assert_same_storage(quantized, before)
     assert found.fingerprint is None
     same = [ours.owner == theirs.owner for ours, theirs in zip(found.neurons, neuron_map.neurons, strict=True)]
@@ -268,7 +293,6 @@ def test_detection(base: PreTrainedModel, quantized: PreTrainedModel, neuron_map
         assert logits(adapt(model, found, PAIRS), ids(), language_pairs=PAIRS).isfinite().all()
 
 
-@llama_only
 def test_half_precision(
     backend: str,
     base: PreTrainedModel,

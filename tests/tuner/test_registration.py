@@ -19,7 +19,7 @@ from peft.utils import PeftType
 import peft_landermt
 from peft_landermt import LanderConfig, LanderModel, NeuronMap
 from peft_landermt.errors import RegistrationError
-from peft_landermt.tuner.registration import add_peft_type, check_peft_version, register
+from peft_landermt.routed.registration import add_peft_type, check_peft_version, register
 
 from ..conftest import build_model
 from .helpers import adapt, make_config
@@ -38,7 +38,7 @@ def assert_registered_once() -> None:
 def test_member_behaves_like_a_native_one() -> None:
     member = PeftType("LANDER")
     assert isinstance(member, PeftType)
-    assert member is PeftType["LANDER"] is PeftType.LANDER is add_peft_type()
+    assert member is PeftType["LANDER"] is PeftType.LANDER is add_peft_type("LANDER")
     assert (member.name, member.value) == ("LANDER", "LANDER")
     assert member == "LANDER" and hash(member) == hash("LANDER")
     assert (repr(member), str(member)) == ("<PeftType.LANDER: 'LANDER'>", "PeftType.LANDER")
@@ -81,7 +81,7 @@ def test_config_survives_copies(neuron_map: NeuronMap, with_map: bool) -> None:
 
 
 def test_register_again_and_reload_are_harmless() -> None:
-    register()
+    register(LanderConfig, LanderModel)
     assert_registered_once()
     importlib.reload(peft_landermt)
     assert_registered_once()
@@ -94,14 +94,14 @@ def test_other_peft_versions_are_refused(monkeypatch: pytest.MonkeyPatch, versio
     with pytest.raises(RegistrationError, match=rf"peft=={version}: .*pip install 'peft>=0\.21\.0,<0\.22'"):
         check_peft_version()
     with pytest.raises(ImportError):
-        register()
+        register(LanderConfig, LanderModel)
 
 
 @pytest.mark.parametrize("version", ["0.21.0", "0.21.9", "0.21.2.dev0", "0.21.2+cpu"])
 def test_supported_peft_versions(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(peft, "__version__", version)
     check_peft_version()
-    register()
+    register(LanderConfig, LanderModel)
     assert_registered_once()
 
 
@@ -109,7 +109,7 @@ def test_foreign_owner_of_the_name_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     foreign = type("LanderConfig", (), {"__module__": "other_package.config"})
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.LANDER, foreign)
     with pytest.raises(RegistrationError, match=r"LANDER belongs to other_package\.config; uninstall"):
-        register()
+        register(LanderConfig, LanderModel)
     assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.LANDER] is foreign
 
 
@@ -128,7 +128,8 @@ print("imported:", type(PeftConfig.from_pretrained(sys.argv[1])).__name__)
 
 
 def test_process_that_does_not_import_the_package(tmp_path: Path) -> None:
-    """PEFT alone knows no LANDER and says so with a bare KeyError; importing the package is all it takes."""
+    """PEFT alone knows no LANDER and says so with a bare KeyError, as README and model card tell; importing the
+    package is all it takes."""
     model = adapt(build_model("llama"))
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "config.pkl").write_bytes(pickle.dumps(model.peft_config["default"]))
@@ -142,3 +143,5 @@ def test_process_that_does_not_import_the_package(tmp_path: Path) -> None:
         "unpickled: LanderConfig LANDER",
         "imported: LanderConfig",
     ]
+    for text in (Path(__file__).parents[2] / "README.md", tmp_path / "adapter" / "README.md"):
+        assert "`KeyError: 'LANDER'`" in text.read_text(encoding="utf-8")

@@ -1,0 +1,117 @@
+"""What is done, as plain data: a run is a method with its place, form, rates and rows; a test, lines of a test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+UNTRAINED = ("zero-shot", "few-shot")
+LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
+LANDER = ("lander", "lander-lora")
+"""`lander-lora` has LoRA in the attention, which LANDER leaves alone; at the scale of LANDER's factors."""
+METHODS = (*UNTRAINED, "full", "adapter", "shira", *LORA, *LANDER)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, trained on rows of some directions.
+
+    Attributes:
+        method: One of `METHODS`.
+        pairs: Directions of the training rows.
+        rows: Sentence pairs of each direction.
+        learning_rates: What the learning rate is chosen from, by the development loss after `search_rows`.
+        search_rows: Sentence pairs of each direction for that choice.
+        batch_size: Rows of a batch.
+        accumulation: Batches of an optimizer step.
+        sampling: Which rows share a batch, as in `TrainingArguments.train_sampling_strategy`.
+        epochs: Passes over the rows; what is kept is the adapter after the one with the lowest development loss.
+        schedule: Of the learning rate. `"cosine"` is, in each epoch anew, a warm-up of 6% of it and a cosine down to
+            zero, so that a run of three epochs also tells what one and two give. Other names of `TrainingArguments`
+            are for all epochs together, after the same warm-up.
+        templates: How many of the ten prompt templates are drawn from.
+        seed: Of initial weights, order and templates; and of `control`.
+        detection: Options of `detect_neurons`.
+        options: Options of `LanderConfig`, `LoraConfig`, `ShiraConfig` or `add_bottlenecks`.
+        trainer: Options of `LanderTrainer`.
+        control: Something of the same size in place of what was detected; one of `CONTROLS`.
+    """
+
+    method: str
+    pairs: tuple[str, ...]
+    rows: int = 400
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    search_rows: int = 60
+    batch_size: int = 8
+    accumulation: int = 1
+    sampling: str = "group_by_length"
+    epochs: int = 1
+    schedule: str = "cosine"
+    templates: int = 1
+    seed: int = 0
+    detection: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=lambda: {"row_lr_ratio": 0.03})
+    control: str = ""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r}: must be one of {', '.join(METHODS)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, result: Mapping[str, Any]) -> Run:
+        """The run that a line of results is of."""
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        values = {name: value for name, value in result.items() if name in names}
+        if "row_lr_ratio" in result:  # lines from before there were other options
+            values["trainer"] = {"row_lr_ratio": result["row_lr_ratio"]}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @property
+    def form(self) -> str:
+        """What LANDER's deltas are: `rows`, `factors` or `both`."""
+        tune = self.options.get("tune", "pair")
+        if tune == "specific" or self.options.get("general_rank", 16) is None:
+            return "rows"
+        return "both" if tune == "pair" else "factors"
+
+    @property
+    def detects(self) -> bool:
+        """Whether it depends on a neuron map."""
+        return self.method in (*LANDER, "lora-ffn")
+
+    @property
+    def key(self) -> str:
+        """Identifies a run among results: runs that differ in nothing that matters to them have one key."""
+        values = self.to_dict()
+        values |= values.pop("trainer")
+        if self.method not in LANDER:
+            values.pop("control")
+        if self.method not in LANDER or self.form != "both":
+            values.pop("row_lr_ratio", None)
+        if not self.detects:
+            values.pop("detection")
+        if self.schedule == "cosine":  # runs from before there was a choice have keys too
+            values.pop("schedule")
+        if self.method in UNTRAINED:
+            values = {"method": self.method}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test set and the lines of it that are scored, counted from 1; a direction that it lacks is left out."""
+
+    name: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.first} to {self.last}"

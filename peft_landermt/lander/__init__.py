@@ -1,0 +1,8 @@
+"""LANDER: the neurons of a language pair, tuned and routed."""
+
+from .adapters import join_adapters, split_adapter
+from .config import LanderConfig
+from .layer import LanderFFN
+from .model import LanderModel
+
+__all__ = ["LanderConfig", "LanderFFN", "LanderModel", "join_adapters", "split_adapter"]

@@ -1,0 +1,258 @@
+"""What one adapter holds for one FFN: blocks of neurons, their deltas, and what their gates need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import AdapterError, ConfigError
+from ..neuron_map import NeuronMap
+from ..routed.call import Team
+from ..routed.layer import Blocks
+from ..routed.projection import Update
+from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
+
+ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
+"""Tensors that have one row for each pair: what gates are made of."""
+
+
+class NeuronBlocks(Blocks):
+    """Deltas of one adapter for one FFN.
+
+    A block is the language-general neurons or those specific to one language. Every block has an int32 buffer
+    `{block}_neurons` (n,), and for every projection a delta of n rows of width d, neuron by neuron: rows of an input
+    projection, columns of the output projection. A projection that fuses gate and up projection has 2n, those of the
+    gate first. A delta is a parameter `{block}_{projection}` (n, d), or, for a block of rank r, the product of
+    `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d).
+
+    Args:
+        layout: Sizes and options.
+        projections: Names of all projections of the FFN, the output projection last, each with the number of rows or
+            columns of a neuron in it.
+        device: Device of the parameters and buffers.
+        dtype: Floating-point type of the parameters.
+        init_weights: Whether the deltas start at zero; random otherwise.
+    """
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        projections: Mapping[str, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        init_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.projections: Mapping[str, int] = projections
+        self.output = list(projections)[-1]
+        # whole rows of the general neurons are so many that they are better added to the weight than multiplied apart
+        self.folds = GENERAL in layout.tuned_blocks and layout.rank(GENERAL) is None
+        self.pairs = layout.language_pairs
+        self.languages: dict[str | None, tuple[str, ...]] = {
+            pair: layout.languages(pair) for pair in layout.language_pairs
+        }
+        self.ranks = {block: layout.rank(block) for block in layout.tuned_blocks}
+        self._observed: dict[str, torch.Tensor] = {}
+        for block, count in {GENERAL: layout.general, **layout.specific}.items():
+            self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
+        for block in layout.tuned_blocks:
+            for projection in projections:
+                self._add_delta(block, projection, device, dtype)
+        pairs = len(layout.language_pairs)
+        if layout.partitioned:
+            self.register_buffer("awareness_sums", torch.zeros(pairs, 2, device=device))
+        if layout.car == "token":
+            self.register_buffer("mean_gradient", torch.zeros(pairs, layout.neurons, device=device))
+            self.register_buffer("mean_token_awareness", torch.zeros(pairs, 2, device=device))
+        if layout.car == "learned":
+            self.gates = nn.Parameter(torch.zeros(max(pairs, 1), 2, layout.width + 1, device=device, dtype=dtype))
+        if not init_weights:
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -1 / math.sqrt(layout.width), 1 / math.sqrt(layout.width))
+
+    def _add_delta(self, block: str, projection: str, device: torch.device, dtype: torch.dtype) -> None:
+        count = int(self.get_buffer(f"{block}_neurons").shape[0]) * self.projections[projection]
+        width, rank = self.layout.width, self.layout.rank(block)
+        if rank is None:
+            rows = torch.zeros(count, width, device=device, dtype=dtype)
+            self.register_parameter(f"{block}_{projection}", nn.Parameter(rows))
+            return
+        factor_a = torch.empty(rank, width, device=device, dtype=dtype)
+        nn.init.kaiming_uniform_(factor_a, a=math.sqrt(5))
+        self.register_parameter(f"{block}_{projection}_A", nn.Parameter(factor_a))
+        factor_b = torch.zeros(count, rank, device=device, dtype=dtype)
+        self.register_parameter(f"{block}_{projection}_B", nn.Parameter(factor_b))
+
+    # What the blocks hold
+
+    def neurons(self, block: str) -> torch.Tensor:
+        """Indices of a block's neurons: int64 (n,)."""
+        return self.get_buffer(f"{block}_neurons").long()
+
+    def places(self, block: str, parts: int) -> torch.Tensor:
+        """Rows (columns) of a block's neurons in a projection that has `parts` rows for each: int64 (parts · n,)."""
+        neurons = self.neurons(block)
+        return neurons if parts == 1 else torch.cat([neurons + part * self.layout.neurons for part in range(parts)])
+
+    def rows(self, block: str, projection: str) -> torch.Tensor:
+        """Delta rows of a block: (n, d); twice as many where a projection fuses two."""
+        if self.layout.rank(block) is None:
+            return self.get_parameter(f"{block}_{projection}")
+        factor_a, factor_b = self.factors(block, projection)
+        return factor_b @ factor_a
+
+    def factors(self, block: str, projection: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
+        return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
+
+    def rows_beside_factors(self) -> list[nn.Parameter]:
+        """Delta rows, where the general block is a product of two factors; none where there are no factors."""
+        tuned = self.layout.tuned_blocks
+        if GENERAL not in tuned or self.layout.rank(GENERAL) is None:
+            return []
+        whole = [block for block in tuned if self.layout.rank(block) is None]
+        return [self.get_parameter(f"{block}_{name}") for block in whole for name in self.projections]
+
+    def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
+        device = self.get_buffer(f"{GENERAL}_neurons").device
+        masks = torch.zeros(2, self.layout.neurons, dtype=torch.bool, device=device)
+        masks[0, self.neurons(GENERAL)] = True
+        for language in self.languages.get(pair, ()):
+            masks[1, self.neurons(language)] = True
+        return masks[0], masks[1]
+
+    def pair_index(self, pair: str | None) -> int:
+        """Row of a pair in the tensors that have one row per pair."""
+        return self.layout.language_pairs.index(pair) if pair in self.layout.language_pairs else 0
+
+    @torch.no_grad()
+    def read_neuron_map(self, neuron_map: NeuronMap, layer: int) -> None:
+        """Copy neuron indices and awareness of a layer from the map."""
+        if self.layout.tune != "layers":
+            self.get_buffer(f"{GENERAL}_neurons").copy_(neuron_map.general(layer))
+        for language in self.layout.specific:
+            self.get_buffer(f"{language}_neurons").copy_(neuron_map.specific(layer, language))
+        entry = neuron_map.neurons[layer]
+        for index, pair in enumerate(self.layout.language_pairs):
+            if "awareness_sums" in self._buffers:
+                self.get_buffer("awareness_sums")[index] = torch.tensor(neuron_map.awareness_sums(layer, pair))
+            if self.layout.car == "token":
+                languages = [neuron_map.languages.index(language) for language in pair.split("-")]
+                gradient = entry.mean_gradient[languages].mean(dim=0)
+                awareness = gradient.abs() * entry.mean_abs_activation[languages].mean(dim=0)
+                self.get_buffer("mean_gradient")[index] = gradient
+                specific = [awareness[neuron_map.specific(layer, language)].sum() for language in pair.split("-")]
+                sums = torch.stack([torch.stack(specific).sum(), awareness[neuron_map.general(layer)].sum()])
+                self.get_buffer("mean_token_awareness")[index] = sums
+
+    # What they make of a projection
+
+    @property
+    def not_additive(self) -> str | None:
+        """Why deltas of other adapters cannot be added to these: gates and dropped neurons are not a sum."""
+        layout = self.layout
+        if layout.car == "off" and not layout.drops_neurons:
+            return None
+        return f"routes neurons (car={layout.car!r}, inactive_neurons={layout.inactive_neurons!r})"
+
+    def check_mergeable(self, adapter_name: str) -> None:
+        """Raise ConfigError where a gate depends on the input."""
+        if (car := self.layout.car) in INPUT_DEPENDENT:
+            problem = f"the gate of adapter {adapter_name!r} depends on the input, so it cannot be merged"
+            remedy = "keep the adapter active, or train one with car='off', 'paper' or 'proportional'."
+            raise ConfigError("car", car, f"{problem} into the weights; {remedy}")
+
+    def updates(self, projection: str, team: Team, dtype: torch.dtype) -> tuple[Update, ...]:
+        """The summands of ΔW of a projection for a team: the general block, then the languages that some sample uses.
+
+        Args:
+            projection: Its name.
+            team: Samples and their pairs.
+            dtype: Type to multiply in.
+        """
+        parts, updates = self.projections[projection], []
+        values: dict[str, torch.Tensor] = self._parameters  # type: ignore[assignment]
+        is_output = projection == self.output
+        for blocks, place, scale in team.once((parts, dtype), self._used_blocks, team, parts, dtype):
+            names = [f"{block}_{projection}" for block in blocks]
+            if self.ranks[blocks[0]] is None:
+                rows = values[names[0]] if len(names) == 1 else torch.cat([values[name] for name in names])
+                rows = rows.to(dtype)
+                by_row = Update(rows, place=place, scale=scale)
+                updates.append(Update(up=rows.t(), pick=place, scale=scale) if is_output else by_row)
+                continue
+            factor_a, own = values[f"{names[0]}_A"], values[f"{names[0]}_B"]
+            if len(names) > 1:
+                factor_a = torch.cat([values[f"{name}_A"] for name in names])
+                own = torch.block_diag(*[values[f"{name}_B"] for name in names])
+            # zero rows for other neurons: one product in place of a product and a scattered sum
+            empty = own.new_zeros(self.layout.neurons * parts, own.shape[1], dtype=dtype)
+            down, up = factor_a.to(dtype), empty.index_copy(0, place, own.to(dtype))
+            updates.append(Update(up.t(), down.t(), scale=scale) if is_output else Update(down, up, scale=scale))
+        return tuple(updates)
+
+    def _used_blocks(
+        self, team: Team, parts: int, dtype: torch.dtype
+    ) -> list[tuple[list[str], torch.Tensor, torch.Tensor | None]]:
+        """Tuned blocks that some sample uses, those of one form together, with their rows (columns) of a projection
+        (n,) and, where samples differ, which rows or ranks each sample uses (n, 1, rows)."""
+        tuned = self.layout.tuned_blocks
+        found: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
+        if GENERAL in tuned:
+            found.append(([GENERAL], self.places(GENERAL, parts), None))
+        used = {language for pair in team.pairs for language in self.languages.get(pair, ())}
+        if languages := [block for block in tuned if block in used]:
+            scale = None
+            if team.of_sample is not None:
+                held = [[language in self.languages.get(pair, ()) for language in languages] for pair in team.pairs]
+                sizes = [self.layout.rank(each) or self.layout.specific[each] * parts for each in languages]
+                by_pair = torch.tensor(held, device=team.of_sample.device, dtype=dtype)
+                scale = team.spread(by_pair.repeat_interleave(torch.tensor(sizes, device=by_pair.device), dim=1))
+            found.append((languages, torch.cat([self.places(each, parts) for each in languages]), scale))
+        return found
+
+    # Loading, logging, printing
+
+    def check_values(self, prefix: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Check that neuron indices ascend within the FFN and that no neuron is in two blocks."""
+        keys = [f"{prefix}{key}" for key, _ in self.named_buffers() if key.endswith("_neurons")]
+        for key in keys:
+            neurons = state[key].long()
+            inside = bool(((neurons >= 0) & (neurons < self.layout.neurons)).all())
+            if not inside or not bool((neurons[1:] > neurons[:-1]).all()):
+                raise AdapterError(
+                    key, neurons[:8].tolist(), f"neuron indices must ascend within 0 to {self.layout.neurons - 1}."
+                )
+        together = torch.cat([state[key].long().cpu() for key in keys])
+        if len(together.unique()) != len(together):
+            raise AdapterError(prefix, "a neuron in two blocks", "every neuron belongs to one block of an FFN.")
+
+    @torch.no_grad()
+    def observe_gates(self, team: Team, opened: torch.Tensor) -> None:
+        """Remember the mean gates (n, tokens, 2) of a training batch, padding included, for `take_observed_gates`."""
+        if not self.training or torch.compiler.is_compiling():
+            return
+        of_sample = opened.detach().float().reshape(opened.shape[0], -1, 2).mean(dim=1)
+        counted = torch.cat([of_sample, torch.ones_like(of_sample[:, :1])], dim=1)
+        for index, pair in enumerate(team.pairs):
+            if pair is not None:
+                chosen = counted if team.of_sample is None else counted * (team.of_sample == index).unsqueeze(1)
+                seen = self._observed.get(pair)
+                self._observed[pair] = chosen.sum(dim=0) if seen is None else seen + chosen.sum(dim=0)
+
+    def take_observed_gates(self) -> dict[str, tuple[float, float]]:
+        """Mean gates (general, specific) by pair over the samples that were trained on since the last call."""
+        sums = {pair: tensor.tolist() for pair, tensor in self._observed.items()}
+        self._observed.clear()
+        return {pair: (general / count, specific / count) for pair, (general, specific, count) in sums.items()}
+
+    def extra_repr(self) -> str:
+        """Tell the sizes of the blocks."""
+        parts: dict[str, Any] = {"general": self.layout.general, **self.layout.specific, "of": self.layout.neurons}
+        return ", ".join(f"{key}={value}" for key, value in parts.items())

@@ -1,0 +1,205 @@
+"""The adapted FFN.
+
+                     x ──┬───────────────────────────────┐
+                         │                               │
+               ┌─────────┴─────────┐           ┌─────────┴─────────┐
+               │ gate_proj  W + ΔW │ · g       │ up_proj    W + ΔW │ · g       one gate g for each neuron (eq. 7, 8)
+               └─────────┬─────────┘           └─────────┬─────────┘
+                         └──── h = act(gate) · up ───────┘
+                                       │ · m                                   m leaves neurons out (eq. 9)
+                             ┌─────────┴─────────┐
+                             │ down_proj  W + ΔW │
+                             └─────────┬─────────┘
+                                       y
+
+ΔW of a projection is zero but for the general neurons and those specific to the languages of the sample's pair. The
+FFN itself, its activation, dropout, residual and remote code, is the base's own: only its projections are replaced,
+once, by `RoutedLinear` layers, which ask this layer what the call in progress makes of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import onload_layer
+from torch import nn
+
+from ..errors import ArchitectureError
+from ..ffn import FFN
+from ..linear import device_and_dtype
+from ..neuron_map import NeuronMap
+from ..routed.call import Call, Team, current_call, entered
+from ..routed.layer import RoutedLayer
+from ..routed.projection import RoutedLinear, Share
+from ..routed.routing import Routing
+from .deltas import NeuronBlocks
+from .gates import neuron_gate, neurons_that_take_part, open_token_gates, opened
+from .layout import GENERAL, BlockLayout
+
+
+class LanderFFN(RoutedLayer):
+    """Wraps the FFN of a base model, stored as `base_layer`, and reuses its forward.
+
+    Args:
+        ffn: The FFN, with its module.
+        routing: What all adapted layers of the model share.
+    """
+
+    adapter_layer_names = ("lander_blocks",)
+
+    def __init__(self, ffn: FFN, routing: Routing) -> None:
+        super().__init__(ffn.module, routing)
+        self.input_names, self.output_name = ffn.inputs, ffn.output
+        self.neurons, self.width, self.fused = ffn.neurons, ffn.width, ffn.fused
+        self.in_features = self.out_features = ffn.width
+        self.lander_blocks = nn.ModuleDict()
+        for name in self.projection_names:
+            setattr(ffn.module, name, RoutedLinear(ffn.module.get_submodule(name), name, self))
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        layout: BlockLayout,
+        neuron_map: NeuronMap | None = None,
+        layer: int = 0,
+        init_weights: bool = True,
+        inference_mode: bool = False,
+    ) -> None:
+        """Add an adapter.
+
+        Args:
+            adapter_name: Its name.
+            layout: Sizes and options of its blocks.
+            neuron_map: Where neuron indices and awareness come from; None if they will be loaded.
+            layer: Index of this FFN in the neuron map.
+            init_weights: Whether the adapter starts without effect on the weights.
+            inference_mode: Whether it stays frozen.
+        """
+        device, dtype = self.device_and_dtype()
+        blocks = NeuronBlocks(layout, rows_of_neuron(self.ffn(adapter_name)), device, dtype, init_weights)
+        if neuron_map is not None:
+            blocks.read_neuron_map(neuron_map, layer)
+        self.lander_blocks[adapter_name] = blocks
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def projection_names(self) -> tuple[str, ...]:
+        """Names of the FFN's linear layers, the output projection last."""
+        return (*self.input_names, self.output_name)
+
+    @property
+    def projections(self) -> Mapping[str, RoutedLinear]:  # type: ignore[override]
+        """The FFN's linear layers by name, the output projection last."""
+        return {name: self.base_layer.get_submodule(name) for name in self.projection_names}  # type: ignore[misc]
+
+    def ffn(self, name: str) -> FFN:
+        """Describe the wrapped FFN, under a name."""
+        names = (self.input_names, self.output_name)
+        return FFN(name, self.base_layer, *names, self.width, self.neurons, self.fused)
+
+    def blocks(self, adapter_name: str) -> NeuronBlocks:
+        """Return the blocks of an adapter."""
+        blocks = self.lander_blocks[adapter_name]
+        assert isinstance(blocks, NeuronBlocks)
+        return blocks
+
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """Tell device and type for adapters of this FFN: those of its output projection."""
+        return device_and_dtype(self.projections[self.output_name].base_layer)
+
+    def restore(self) -> nn.Module:
+        """Put the base's own projections back in place, and return the FFN."""
+        for name, projection in self.projections.items():
+            setattr(self.base_layer, name, projection.base_layer)
+        return self.base_layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base FFN; its projections compute what the call in progress makes of them."""
+        base = self._modules["base_layer"]
+        assert base is not None
+        if self.merged_adapters:
+            if self.disable_adapters:
+                self.unmerge()
+            return base(*args, **kwargs)
+        call = self.call()
+        states = _first_tensor(args, kwargs)
+        teams = call.teams(self, states.device)
+        # PEFT offloads an adapter with the base that it is loaded into
+        offloaded = [team for team in teams if "_hf_hook" in team.blocks.__dict__]
+        with onload_layer(self.lander_blocks) if offloaded else nullcontext():
+            for team in teams:
+                if team.blocks.layout.car == "token":
+                    call = self._with_token_gates(call, states.device, args, kwargs)
+                    break
+            with entered(call) if call is not current_call(self.routing) else nullcontext():
+                output = base(*args, **kwargs)
+        for team in teams:
+            if len(team.met) < len(self.input_names) + 1:
+                missed = next(name for name in self.projection_names if name not in team.met)
+                raise ArchitectureError(
+                    "model",
+                    missed,
+                    f"{type(base).__name__} reads its weight without calling it, so deltas would be lost; for BLOOM, "
+                    "load the model with slow_but_exact=False.",
+                )
+        return output
+
+    def share(self, projection: str, team: Team, states: torch.Tensor | None) -> Share:
+        """Tell what a team's adapter makes of a projection; see [`RoutedLayer.share`]."""
+        is_output = projection == self.output_name
+        if isinstance(team, _Recorder):
+            if is_output:
+                assert states is not None
+                team.seen = states
+            return Share()
+        team.met.add(projection)
+        blocks, layout = team.blocks, team.blocks.layout
+        # on a CPU in the deltas' own type; many have no instructions for half precision
+        dtype = next(blocks.parameters()).dtype if states is None or states.device.type == "cpu" else states.dtype
+        updates = team.kept((projection, dtype), blocks.updates, projection, team, dtype)
+        if team.token_gates is not None:
+            updates = opened(updates, team.token_gates, GENERAL in layout.tuned_blocks)
+        kind = torch.float32 if states is None else states.dtype
+        if is_output:
+            mask = neurons_that_take_part(blocks, team, kind) if layout.drops_neurons else None
+            return Share(updates, mask=mask, folds=blocks.folds)
+        gate = None if layout.car == "off" else neuron_gate(blocks, team, states)
+        if gate is not None and self.fused > 1:
+            gate = torch.cat([gate] * self.fused, dim=-1)
+        return Share(updates, scale=gate, folds=blocks.folds)
+
+    @torch.no_grad()
+    def _with_token_gates(
+        self, call: Call, device: torch.device, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Call:
+        """Run the base FFN up to its output projection, and open each token's gates by the activations there."""
+        recorder = _Recorder(call, None, (None,))
+        with entered(call.with_teams(self, device, [recorder])):
+            self.base_layer(*args, **kwargs)
+        opened = [copy.copy(team) for team in call.teams(self, device)]
+        for team in opened:
+            if team.blocks.layout.car == "token":
+                team.token_gates = open_token_gates(team.blocks, team, recorder.seen)
+        return call.with_teams(self, device, opened)
+
+
+class _Recorder(Team):
+    """Stands in for teams whose adapters add nothing, and keeps the activations h (samples, tokens, p)."""
+
+    seen: torch.Tensor
+
+
+def _first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value
+    raise ValueError("an FFN was called without a tensor")
+
+
+def rows_of_neuron(ffn: FFN) -> dict[str, int]:
+    """How many rows of every projection belong to a neuron, the output projection last."""
+    return {**dict.fromkeys(ffn.inputs, ffn.fused), ffn.output: 1}

@@ -1,0 +1,68 @@
+"""Files that are written whole or not at all: until a new one is whole, what was there stays as it is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `path` when the block ends without an error.
+
+    Missing folders are made. A link is replaced, not followed: a folder of a stranger may have one that leads out of
+    it. A pipe or device is written to as it is.
+
+    Raises:
+        OSError: The file cannot be written, because the disk is full, for example; `path` is as it was.
+    """
+    target = Path(os.path.abspath(path))
+    if (target.exists() and not target.is_file()) or target.is_relative_to("/dev"):
+        yield target
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.touch()
+        usual = partial.stat().st_mode
+        yield partial
+        os.chmod(partial, usual)  # safetensors makes files that only their owner may read
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())  # else a crash may keep the new name and lose what was written
+        os.replace(partial, target)
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 text file, whole or not at all; `errors` as in `open`."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, which becomes `path`, so far absent or empty, when the block ends without an error.
+
+    Raises:
+        OSError: `path` is there and not empty, or the folder cannot be written; `path` is as it was.
+    """
+    target = Path(os.path.abspath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()
+        os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

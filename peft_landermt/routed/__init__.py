@@ -1,0 +1,1 @@
+"""What this package's methods share: samples of a call go to adapters and language pairs."""

@@ -1,0 +1,213 @@
+"""A call as a value: which sample of a batch goes to which adapter and which language pair.
+
+A call is made once, where a model's `forward` or `generate` is entered, and is at hand in that thread until it
+returns. Nothing about it is written on the model, so calls in several threads, and calls inside of calls, do not meet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from ..errors import LanguagePairError
+
+Destination = tuple[str, "str | None"]
+"""An adapter and one of its pairs; None for an adapter without pairs."""
+
+_BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "attention_mask", "labels")
+_NOT_BATCHED = ("position_ids", "cache_position")
+
+_Made = TypeVar("_Made")
+
+
+class Holder(Protocol):
+    """A layer that holds blocks of adapters."""
+
+    def holds(self, adapter_name: str, /) -> bool:
+        """Whether an adapter has blocks here."""
+
+    def blocks(self, adapter_name: str, /) -> Any:
+        """The blocks of an adapter; they say which pairs they concern."""
+
+    def check_together(self, adapter_names: Sequence[str], /) -> None:
+        """Raise where adapters cannot serve the same samples."""
+
+
+_thread = threading.local()
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One forward or generate call of a model.
+
+    Attributes:
+        routing: That of the model that is called; other models do not see the call.
+        samples: For every sample its destination, None for the base model; None where all samples go to `active`.
+        active: Adapters that serve all samples together, so that their deltas add up.
+        named: The argument that named the destinations, for messages.
+        keeps: Whether weights cannot change while the call runs, so that what is made of them is kept from token to
+            token. True in `generate`.
+    """
+
+    routing: object
+    samples: tuple[Destination | None, ...] | None = None
+    active: tuple[Destination, ...] = ()
+    named: str = "language_pairs"
+    keeps: bool = False
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def check_batch(self, batch: int | None) -> None:
+        """Check that there is one destination for each of `batch` samples; at least one where that is not known.
+
+        Raises:
+            LanguagePairError: If there is not.
+        """
+        if self.samples is not None and (not self.samples if batch is None else batch != len(self.samples)):
+            given, each = (
+                ([], "sample of the batch") if batch is None else (len(self.samples), f"of the {batch} samples")
+            )
+            raise LanguagePairError(self.named, given, f"give one entry for each {each}.")
+
+    def rows(self, states: torch.Tensor) -> torch.Tensor:
+        """View (B, ..., d) as (samples, tokens, d): beams, returned sequences and flattened tokens lie together.
+
+        Raises:
+            LanguagePairError: B is no multiple of the number of samples.
+        """
+        if self.samples is None or (states.dim() == 3 and states.shape[0] == len(self.samples)):
+            return states
+        if states.shape[0] % len(self.samples):
+            self.check_batch(states.shape[0])
+        return states.reshape(len(self.samples), -1, states.shape[-1])
+
+    def teams(self, layer: Holder, device: torch.device) -> tuple[Team, ...]:
+        """The teams that play at a layer; none where the base model serves all samples."""
+        teams = self._made.get((layer, device))
+        if teams is None:
+            teams = self._made[layer, device] = tuple(self._find_teams(layer, device))
+        return teams
+
+    def with_teams(self, layer: Holder, device: torch.device, teams: Sequence[Team]) -> Call:
+        """This call, with other teams at one layer."""
+        return replace(self, _made={**self._made, (layer, device): tuple(teams)})
+
+    def _find_teams(self, layer: Holder, device: torch.device) -> Iterator[Team]:
+        if self.samples is None:
+            chosen = [name for name, pair in self.active if layer.holds(name) and layer.blocks(name).concerns(pair)]
+            layer.check_together(chosen)
+            yield from (Team(self, layer.blocks(name), (pair,)) for name, pair in self.active if name in chosen)
+            return
+        for name, pairs in self._pairs_of_adapters().items():
+            if layer.holds(name):
+                blocks = layer.blocks(name)
+                here = tuple([pair for pair in pairs if not blocks.pairs or pair is None or pair in blocks.pairs])
+                if here:
+                    yield Team(self, blocks, here, *self._samples_of(name, here, device))
+
+    def _pairs_of_adapters(self) -> dict[str, tuple[str | None, ...]]:
+        if "pairs" not in self._made:
+            pairs: dict[str, dict[str | None, None]] = {}
+            for name, pair in filter(None, self.samples or ()):
+                pairs.setdefault(name, {})[pair] = None
+            self._made["pairs"] = {name: tuple(of_adapter) for name, of_adapter in pairs.items()}
+        return self._made["pairs"]
+
+    def _samples_of(
+        self, adapter: str, pairs: tuple[str | None, ...], device: torch.device
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Samples of an adapter that have one of some pairs, and which; layers with the same pairs share it."""
+        assert self.samples is not None
+        key = (adapter, pairs, device)
+        if key not in self._made:
+            wanted = {(adapter, pair): index for index, pair in enumerate(pairs)}
+            chosen = [(index, wanted[to]) for index, to in enumerate(self.samples) if to is not None and to in wanted]
+            samples, of_sample = (torch.tensor(column, device=device) for column in zip(*chosen, strict=True))
+            everyone = len(chosen) == len(self.samples)
+            self._made[key] = (None if everyone else samples, of_sample if len(pairs) > 1 else None)
+        return self._made[key]
+
+
+class Team:
+    """The samples of a call that one adapter serves at one layer.
+
+    Args:
+        call: The call.
+        blocks: What the adapter holds at the layer.
+        pairs: Distinct pairs among the samples.
+        samples: int64 (n,), ascending: which samples of the call; None for all.
+        of_sample: int64 (n,): for each of them the index of its pair in `pairs`; None for a single pair.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        blocks: Any,
+        pairs: tuple[str | None, ...],
+        samples: torch.Tensor | None = None,
+        of_sample: torch.Tensor | None = None,
+    ) -> None:
+        self.call, self.blocks, self.pairs = call, blocks, pairs
+        self.samples, self.of_sample = samples, of_sample
+        self.token_gates: torch.Tensor | None = None
+        self.met: set[str] = set()
+        self._made: dict[Hashable, Any] = {}
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The team's samples of (samples, ...)."""
+        return tensor if self.samples is None else tensor.index_select(0, self.samples)
+
+    def put(self, tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """(samples, ...) with the team's samples replaced."""
+        part = part.to(tensor.dtype)
+        return part if self.samples is None else tensor.index_copy(0, self.samples, part)
+
+    def spread(self, by_pair: torch.Tensor) -> torch.Tensor:
+        """A row of (pairs, ...) for each sample, over all its tokens: (n, 1, ...); (...) where there is one pair."""
+        return by_pair[0] if self.of_sample is None else by_pair[self.of_sample].unsqueeze(1)
+
+    def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
+        """What `make` returns of `values`, made once a call; for what no gradient flows through."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make(*values)
+        return made
+
+    def kept(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
+        """What `make` returns of `values`; made once a call where weights cannot change while it runs."""
+        return self.once(key, make, *values) if self.call.keeps and not torch.is_grad_enabled() else make(*values)
+
+
+@contextmanager
+def entered(call: Call) -> Iterator[None]:
+    """Have `call` be the call of this thread inside."""
+    before = getattr(_thread, "call", None)
+    _thread.call = call
+    try:
+        yield
+    finally:
+        _thread.call = before
+
+
+def current_call(routing: object) -> Call | None:
+    """The call of this thread, if it is one of the model with this routing."""
+    call = getattr(_thread, "call", None)
+    return call if call is not None and call.routing is routing else None
+
+
+def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any], main_input: str = "input_ids") -> int | None:
+    """Number of samples of a call, where it can be told from a tensor among its arguments.
+
+    Args:
+        args: Positional arguments; the first tensor among them counts.
+        kwargs: Keyword arguments.
+        main_input: What the model calls its main input.
+    """
+    known = [kwargs.get(name) for name in (main_input, *_BATCHED)]
+    rest = [value for name, value in kwargs.items() if name not in _NOT_BATCHED]
+    tensors = (value for value in (*args, *known, *rest) if isinstance(value, torch.Tensor) and value.dim())
+    return next((int(tensor.shape[0]) for tensor in tensors), None)

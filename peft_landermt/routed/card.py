@@ -1,0 +1,174 @@
+"""The model card of an adapter folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..escaping import code_span, is_hub_id, markdown, printable, published_name
+from ..language_pair import languages_of, parse_pairs
+from ..outputs import written_whole
+
+
+class Carded(Protocol):
+    """What a card is told by an adapter's config."""
+
+    base_model_name_or_path: str | None
+    task_type: Any
+    language_pairs: list[str] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All its fields."""
+
+
+Scores = Mapping[str, Mapping[str, float]]
+
+_BEGIN, _END = "<!-- written by peft_landermt; text outside of these marks is kept -->", "<!-- peft_landermt -->"
+_MODEL_NAME = "LANDeRMT adapter"
+"""Under which name our scores are in a card's metadata; those under another are the owner's."""
+_TEMPLATE = "# Model Card for Model ID"
+"""Title of the empty card that PEFT and transformers write."""
+_PEFT_LINES = re.compile(r"### Framework versions|- PEFT .*|## Training procedure|")
+"""What PEFT adds to every card."""
+
+_TEXT = """# {title}
+
+A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft_landermt.
+
+| | |
+|---|---|
+| Base model | {base} |
+| Language pairs | {pairs} |
+| Routing | car={car}, inactive_neurons={inactive}, tune={tune}, general_rank={rank} |
+{scores}
+Neuron map: {signature}
+
+## How to load it
+
+`import peft_landermt` registers the adapter type with PEFT. Without it, PEFT fails with `KeyError: 'LANDER'`.
+
+```python
+import peft_landermt
+from peft import PeftModel
+from transformers import {auto_class}, AutoTokenizer
+
+base = {auto_class}.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = PeftModel.from_pretrained(base, "path/to/this/adapter")
+print(peft_landermt.translate(model, tokenizer, ["..."], {pair}))
+```
+"""
+
+
+def write_model_card(config: Carded, folder: Path, scores: Scores | None = None) -> None:
+    """Write `README.md` into an adapter folder, or renew the part of it that an earlier call wrote.
+
+    What others wrote is kept: text outside of our marks, and metadata that is not of this adapter. A `README.md` that
+    is no model card, because its metadata or its encoding is broken, is left alone with a warning.
+
+    Args:
+        config: The adapter's config.
+        folder: The adapter folder.
+        scores: For every pair, scores by name, such as `{"en-de": {"BLEU": 21.4}}`.
+
+    Raises:
+        OSError: The card cannot be written, because the disk is full, for example; an older one is as it was.
+    """
+    path = Path(folder) / "README.md"
+    ours = f"{_BEGIN}\n\n{_text(config, scores or {})}\n{_END}"
+    results = _results(scores or {})
+    try:
+        card = ModelCard.load(path) if path.exists() else ModelCard("---\n{}\n---\n")
+        _add_metadata(card, config, results)
+        card.text = _insert(card.text, ours)
+        content = re.sub("\r\n?", "\n", str(card))  # PEFT leaves some lines of each kind
+    except Exception as error:  # of whatever kind: what a stranger wrote must not stop an adapter from being saved
+        warnings.warn(f"{path} was left as it is: it is no model card ({error!r}).", stacklevel=2)
+        return
+    with written_whole(path) as partial:
+        partial.write_text(content, encoding="utf-8", newline="")
+
+
+def _insert(text: str, ours: str) -> str:
+    """Put our part in place of an earlier one or of an empty template; before any other text."""
+    begin = text.find(_BEGIN)
+    end = text.find(_END, begin) if begin >= 0 else -1
+    if end >= 0:
+        return text[:begin] + ours + text[end + len(_END) :]
+    return ours + "\n" if _is_empty(text) else f"{ours}\n\n{text.lstrip()}"
+
+
+def _is_empty(text: str) -> bool:
+    """Whether a card's text is nothing, or the template with nothing filled in."""
+    if _TEMPLATE not in text:
+        return not text.strip()
+    template = set(ModelCard.from_template(ModelCardData()).text.splitlines())
+    return all(line in template or _PEFT_LINES.fullmatch(line) for line in text.splitlines())
+
+
+def _results(scores: Scores) -> list[EvalResult]:
+    rows = [
+        (printable(pair), printable(name), round(value, 2))
+        for pair, row in scores.items()
+        for name, value in row.items()
+    ]
+    return [
+        EvalResult("translation", "translation", pair, pair, name, value, metric_name=name)  # type: ignore[arg-type]
+        for pair, name, value in rows
+    ]
+
+
+def _add_metadata(card: Any, config: Carded, results: list[EvalResult]) -> None:
+    """Add what the Hub's filters go by; take out what an earlier card of the adapter, or PEFT, said in its place."""
+    data = card.data
+    data.library_name = "peft"
+    tags = [data.tags] if isinstance(data.tags, str) else data.tags or []
+    data.tags = sorted({"lander", "translation", *(tag for tag in tags if not tag.startswith("base_model:"))})
+    if data.pipeline_tag in (None, "text-generation"):  # PEFT's guess
+        data.pipeline_tag = "translation"
+    if config.base_model_name_or_path and is_hub_id(config.base_model_name_or_path):
+        data.base_model = config.base_model_name_or_path
+    elif isinstance(data.base_model, str) and not is_hub_id(data.base_model):  # PEFT's, and a path of this machine
+        data.base_model = None
+    codes = [data.language] if isinstance(data.language, str) else data.language or []
+    pairs = parse_pairs(config.language_pairs) if config.language_pairs else []
+    ours = {code.split("_")[0] for code in languages_of(pairs)}
+    data.language = sorted((set(codes) - _earlier_codes(card.text)) | ours) or None
+    if data.model_name in (None, _MODEL_NAME):
+        data.model_name, data.eval_results = (_MODEL_NAME, results) if results else (None, None)
+
+
+def _earlier_codes(text: str) -> set[str]:
+    """Languages that our part of a card names."""
+    found = re.search(rf"{re.escape(_BEGIN)}.*?^\| Language pairs \|(.*)\|$", text, re.DOTALL | re.MULTILINE)
+    return {code.split("_")[0] for code in re.split("[, -]+", found[1])} if found else set()
+
+
+def _text(config: Carded, scores: Scores) -> str:
+    pairs = [markdown(pair) for pair in config.language_pairs or []]
+    lines = [
+        f"| {markdown(pair)} {markdown(name)} | {value:.2f} |"
+        for pair, row in scores.items()
+        for name, value in row.items()
+    ]
+    base, fields = config.base_model_name_or_path or "", config.to_dict()
+    return _TEXT.format(
+        title=f"LANDeRMT adapter for {', '.join(pairs) or 'translation'}",
+        base=markdown(published_name(base)) or "the base model",
+        name=json.dumps(base if is_hub_id(base) else "path/to/the/base/model"),
+        auto_class="AutoModelForSeq2SeqLM" if config.task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM",
+        pairs=", ".join(pairs) or "none named",
+        pair=json.dumps(str((config.language_pairs or ["en-de"])[0])),
+        car=fields["car"],
+        inactive=fields["inactive_neurons"],
+        tune=fields["tune"],
+        rank=fields["general_rank"],
+        signature=code_span(fields["neuron_map_signature"] or "none: all neurons are general"),
+        scores="".join(line + "\n" for line in lines),
+    )

@@ -1,0 +1,133 @@
+"""Registers this package's PEFT types, so that PEFT's own functions know them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import peft
+from packaging.version import Version
+from peft import PeftConfig, PeftModel
+from peft.config import PeftConfigMixin
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import register_peft_method
+from peft.utils.peft_types import PeftType
+
+from ..errors import RegistrationError
+from .config import RoutedConfig
+from .folder import keys_renamed
+from .state import check_state, expected_to_replace
+from .tuner import RoutedTuner
+
+LOWEST_PEFT = "0.21.0"
+FIRST_UNSUPPORTED_PEFT = "0.22"
+
+
+def check_peft_version() -> None:
+    """Raise RegistrationError if this PEFT lacks what the tuner is built on, or is newer than any that was tested."""
+    found = Version(Version(peft.__version__).base_version)
+    if not Version(LOWEST_PEFT) <= found < Version(FIRST_UNSUPPORTED_PEFT):
+        raise RegistrationError(
+            f"peft=={peft.__version__}: peft_landermt supports peft>={LOWEST_PEFT},<{FIRST_UNSUPPORTED_PEFT}; "
+            f"run: pip install 'peft>={LOWEST_PEFT},<{FIRST_UNSUPPORTED_PEFT}'"
+        )
+
+
+def add_peft_type(name: str) -> PeftType:
+    """Return a member of PEFT's closed enumeration `PeftType`, made on the first call."""
+    existing = PeftType._member_map_.get(name)
+    if existing is not None:
+        return PeftType(existing)
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)
+    type.__setattr__(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    hashable = getattr(PeftType, "_hashable_values_", None)
+    if hashable is not None and name not in hashable:
+        hashable.append(name)
+    return member
+
+
+def register(config_class: type[RoutedConfig], model_class: type[RoutedTuner]) -> None:
+    """Add a method to PEFT's registry; calling it again, also after a reload of this package, is harmless.
+
+    Raises:
+        RegistrationError: If PEFT's version is not supported, or another package took the name.
+    """
+    check_peft_version()
+    name = config_class.PEFT_TYPE
+    member = add_peft_type(name)
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(member)
+    if registered is not None:
+        if (registered.__module__, registered.__qualname__) != (config_class.__module__, config_class.__qualname__):
+            raise RegistrationError(
+                f"PEFT type {name} belongs to {registered.__module__}; uninstall that package or peft_landermt."
+            )
+        for mapping in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
+            mapping.pop(member, None)
+    register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
+    _ask_our_configs()
+
+
+def _ask_our_configs() -> None:
+    """Have PEFT ask our configs in three places where it does not ask the class of a config that it reads.
+
+    `PeftConfig.from_pretrained` makes a config of the right class, but not by that class's own `from_pretrained`, so
+    the folder would not be checked. `PeftModel.load_adapter` reads no config for a name that is loaded, so tensors
+    that mean something else would be taken for it. Both it and `PeftModel.from_pretrained` may rename keys, which a
+    check before must know. Other methods' adapters go the way they always went.
+    """
+    for owner, name, around in (
+        (PeftConfigMixin, "from_pretrained", _read_config),
+        (PeftModel, "from_pretrained", _load_model),
+        (PeftModel, "load_adapter", _load_adapter),
+    ):
+        original = owner.__dict__[name]
+        function = getattr(original, "__func__", original)
+        if not hasattr(function, "asks_peft_landermt"):
+            wrapper = _around(function, around)
+            setattr(owner, name, classmethod(wrapper) if isinstance(original, classmethod) else wrapper)
+
+
+def _around(function: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(function, *args, **kwargs)
+
+    wrapper.asks_peft_landermt = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _read_config(original: Any, cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
+    config = original(cls, name, *args, **kwargs)
+    if isinstance(config, RoutedConfig) and not issubclass(cls, RoutedConfig):
+        return type(config).from_pretrained(name, *args, **kwargs)
+    return config
+
+
+def _load_model(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+    with keys_renamed(kwargs.get("key_mapping")):
+        return original(cls, *args, **kwargs)
+
+
+def _load_adapter(original: Any, model: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    loaded = model.peft_config.get(adapter_name)
+    with keys_renamed(kwargs.get("key_mapping")):
+        if not isinstance(loaded, RoutedConfig):
+            return original(model, model_id, adapter_name, *args, **kwargs)
+        options, _ = model._split_kwargs(kwargs)
+        new = PeftConfig.from_pretrained(model_id, **options)
+        loaded.check_same_form(new)
+        if loaded.source is None or loaded.source.name != new.source.name:  # else checked before it was put in
+            others = len(model.peft_config) > 1
+            check_state(new.source.tensors(), *expected_to_replace(model, new, adapter_name), others_loaded=others)
+            new.source.check_digest()
+        result = original(model, model_id, adapter_name, *args, **kwargs)
+        loaded.take_over(new)
+        return result

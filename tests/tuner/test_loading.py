@@ -1,0 +1,297 @@
+"""Loading is all or nothing on every road: what is refused leaves model, configs and other adapters bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from peft_landermt import LanderFFN, NeuronMap, hotswap_adapter
+from peft_landermt.errors import AdapterError, LanderError
+
+from ..conftest import build_model
+from .helpers import adapt, cloned_state, ids, logits, make_config, same_state
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SAVED = "base_model.model.lm_head.weight"
+
+
+@pytest.fixture
+def architecture() -> str:
+    return "llama"
+
+
+@pytest.fixture
+def folder(base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path) -> Path:
+    """An adapter with a saved module, beside the base that its config names."""
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "base")
+    adapt(base, neuron_map, ["en-de"], seed=1, modules_to_save=["lm_head"]).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        state = load_file(folder / WEIGHTS)
+        change(state)
+        save_file(state, folder / WEIGHTS)
+
+    return damage
+
+
+def a_block(state: dict[str, torch.Tensor], ending: str) -> str:
+    return next(key for key in state if key.endswith(ending))
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-2] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def change_config(**fields: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **fields}))
+
+    return damage
+
+
+def replace_by_a_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a weight of the base": change_tensors(
+        lambda s: s.update({"base_model.model.model.embed_tokens.weight": torch.zeros(116, 32)})
+    ),
+    "a weight of an adapted FFN": change_tensors(
+        lambda s: s.update(
+            {"base_model.model.model.layers.0.mlp.base_layer.up_proj.base_layer.weight": torch.zeros(1)}
+        )
+    ),
+    "another adapter's saved module": change_tensors(
+        lambda s: s.update({"base_model.model.lm_head.modules_to_save.good.weight": s[SAVED].clone()})
+    ),
+    "a saved module is missing": change_tensors(lambda s: s.pop(SAVED)),
+    "a saved module of another shape": change_tensors(lambda s: s.update({SAVED: torch.zeros(3, 3)})),
+    "a saved module of another type": change_tensors(lambda s: s.update({SAVED: s[SAVED].long()})),
+    "a saved module that is NaN": change_tensors(lambda s: s[SAVED].fill_(float("nan"))),
+    "a delta that is infinite": change_tensors(lambda s: s[a_block(s, "_B")].view(-1)[:1].fill_(float("inf"))),
+    "a delta is missing": change_tensors(lambda s: s.pop(a_block(s, "_A"))),
+    "a delta of another shape": change_tensors(lambda s: s.update({(k := a_block(s, "_A")): s[k][:1].clone()})),
+    "neurons out of order": change_tensors(lambda s: s.update({(k := a_block(s, "general_neurons")): s[k].flip(0)})),
+    "neurons out of range": change_tensors(lambda s: s[a_block(s, "general_neurons")][-1:].fill_(10_000)),
+    "a neuron twice": change_tensors(lambda s: s[a_block(s, "general_neurons")][:2].fill_(0)),
+    "a flipped byte": flip_a_byte,
+    "a config changed by hand": change_config(init_weights=False),
+    "a config of another form": change_config(car="learned"),
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "a link to nowhere": lambda folder: ((folder / WEIGHTS).unlink(), (folder / WEIGHTS).symlink_to("/nowhere")),
+    "half of the weights": lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:2000]),
+    "a pickle": replace_by_a_pickle,
+}
+
+
+def first(model: nn.Module, folder: Path) -> Any:
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def second(model: PeftModel, folder: Path) -> Any:
+    return model.load_adapter(str(folder), adapter_name="second")
+
+
+def over_itself(model: PeftModel, folder: Path) -> Any:
+    return model.load_adapter(str(folder), adapter_name="default")
+
+
+def hotswap(model: PeftModel, folder: Path) -> Any:
+    return hotswap_adapter(model, folder)
+
+
+def by_transformers(model: PreTrainedModel, folder: Path) -> Any:
+    return model.load_adapter(str(folder))
+
+
+def plain(neuron_map: NeuronMap) -> nn.Module:
+    return build_model("llama")
+
+
+def with_another(neuron_map: NeuronMap) -> nn.Module:
+    return adapt(build_model("llama"), neuron_map, ["en-fr"], adapter_name="good", modules_to_save=["lm_head"])
+
+
+def with_one_of_the_form(neuron_map: NeuronMap) -> nn.Module:
+    model = adapt(build_model("llama"), neuron_map, ["en-de"], seed=7, modules_to_save=["lm_head"])
+    model.add_adapter("good", make_config(neuron_map, ["en-fr"], modules_to_save=["lm_head"]))
+    return model
+
+
+ROADS = {
+    "from_pretrained": (plain, first),
+    "load_adapter": (with_another, second),
+    "load_adapter, a loaded name": (with_one_of_the_form, over_itself),
+    "hotswap_adapter": (with_one_of_the_form, hotswap),
+    "transformers": (plain, by_transformers),
+}
+
+
+def snapshot(model: nn.Module) -> Any:
+    configs = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
+    return (
+        [(name, type(module), module.training) for name, module in model.named_modules()],
+        [(name, parameter.requires_grad, parameter.data_ptr()) for name, parameter in model.named_parameters()],
+        sorted(vars(model)),
+        configs,
+        cloned_state(model),
+    )
+
+
+def assert_as_before(model: nn.Module, before: Any) -> None:
+    after = snapshot(model)
+    assert after[:-1] == before[:-1]
+    # bit for bit, also where a value is not a number
+    assert same_state(
+        *({key: value.view(torch.uint8) for key, value in state[-1].items()} for state in (before, after))
+    )
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_before_anything_changes(
+    folder: Path, neuron_map: NeuronMap, damage: str, road: str
+) -> None:
+    make, load = ROADS[road]
+    model = make(neuron_map)
+    next(iter(model.parameters())).requires_grad_(False)
+    DAMAGES[damage](folder)
+    before = snapshot(model)
+    with pytest.raises(LanderError):
+        load(model, folder)
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_what_is_whole_is_loaded(folder: Path, base: PreTrainedModel, neuron_map: NeuronMap, road: str) -> None:
+    make, load = ROADS[road]
+    model = make(neuron_map)
+    model = load(model, folder) if road == "from_pretrained" else (load(model, folder), model)[1]
+    name = "second" if road == "load_adapter" else "default"
+    model.set_adapter(name)
+    expected = PeftModel.from_pretrained(build_model("llama"), str(folder)).eval()
+    assert logits(model.eval(), ids()).equal(logits(expected, ids()))
+
+
+@pytest.mark.parametrize("auto", [AutoPeftModelForCausalLM, AutoModelForCausalLM])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_auto_classes_refuse_damage(folder: Path, damage: str, auto: Any) -> None:
+    DAMAGES[damage](folder)
+    with pytest.raises(LanderError):
+        auto.from_pretrained(str(folder))
+
+
+def test_a_state_dict_that_does_not_fit(folder: Path, neuron_map: NeuronMap) -> None:
+    """Saved modules are PEFT's: it looks for their keys itself, before anything is written."""
+    model = with_one_of_the_form(neuron_map)
+    before = snapshot(model)
+    whole = load_peft_weights(str(folder), device="cpu")
+    for damage in [name for name in DAMAGES if name[:5] in ("a del", "neuro", "a neu", "a wei", "anoth", "a sav")]:
+        change = {key: value.clone() for key, value in whole.items()}
+        DAMAGES[damage].__closure__[0].cell_contents(change)  # type: ignore[index]
+        with pytest.raises((AdapterError, KeyError)):
+            set_peft_model_state_dict(model, change)
+        assert_as_before(model, before)
+    set_peft_model_state_dict(model, whole)
+    expected = PeftModel.from_pretrained(build_model("llama"), str(folder)).eval()
+    assert logits(model.eval(), ids()).equal(logits(expected, ids()))
+
+
+# Embeddings that were resized travel with the adapter
+
+
+@pytest.fixture
+def resized(tmp_path: Path) -> Path:
+    """An adapter of a base with more tokens than on disk."""
+    build_model("llama").save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(130, mean_resizing=False)
+    with pytest.warns(UserWarning, match="embedding layer has been resized"):
+        adapt(model.eval(), language_pairs=["en-de"]).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_resized_embeddings_fit_a_base_of_their_size(resized: Path) -> None:
+    small = build_model("llama")
+    before = snapshot(small)
+    with pytest.raises(AdapterError, match=r"weight=\(130, 32\): expected shape \(116, 32\)"):
+        PeftModel.from_pretrained(small, str(resized))
+    assert_as_before(small, before)
+    large = AutoModelForCausalLM.from_pretrained(resized.parent / "base")
+    large.resize_token_embeddings(130, mean_resizing=False)
+    loaded = PeftModel.from_pretrained(large, str(resized))
+    state = load_file(resized / WEIGHTS)
+    assert loaded.get_input_embeddings().weight.equal(state["base_model.model.model.embed_tokens.weight"])
+
+
+def test_embeddings_do_not_change_under_other_adapters(resized: Path) -> None:
+    large = AutoModelForCausalLM.from_pretrained(resized.parent / "base")
+    large.resize_token_embeddings(130, mean_resizing=False)
+    with torch.no_grad():
+        large.get_input_embeddings().weight[-1] += 1
+    model = adapt(large, language_pairs=["en-de"], adapter_name="good")
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match="would change the base under the adapters that are loaded"):
+        model.load_adapter(str(resized), adapter_name="second")
+    assert_as_before(model, before)
+
+
+def test_embeddings_that_the_config_does_not_name(resized: Path) -> None:
+    change_config(embedding_layers=None, digest=None)(resized)
+    large = AutoModelForCausalLM.from_pretrained(resized.parent / "base")
+    large.resize_token_embeddings(130, mean_resizing=False)
+    with pytest.raises(AdapterError, match="which are not the adapter's"):
+        PeftModel.from_pretrained(large, str(resized))
+    assert not any(isinstance(module, LanderFFN) for module in large.modules())
+
+
+# Names and modules that are refused when an adapter is added
+
+
+@pytest.mark.parametrize("name", ["model", "weight", "lm_head", "base_model", "embed_tokens", "bias", "a.b", ""])
+def test_names_that_peft_would_take_for_parts_of_keys(neuron_map: NeuronMap, name: str) -> None:
+    model = with_another(neuron_map)
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match="adapter_name="):
+        model.add_adapter(name, make_config(neuron_map, ["en-de"]))
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("name", ["de", "en-de", "1", "mlp", "lander", "layers", "an adapter"])
+def test_other_names_save_and_load(neuron_map: NeuronMap, tmp_path: Path, name: str) -> None:
+    model = with_another(neuron_map)
+    model.add_adapter(name, make_config(neuron_map, ["en-de"]))
+    model.save_pretrained(str(tmp_path))
+    fresh = PeftModel.from_pretrained(build_model("llama"), str(tmp_path / "good"), adapter_name="good")
+    fresh.load_adapter(str(tmp_path / name), adapter_name=name)
+    for each in ("good", name):
+        model.set_adapter(each)
+        fresh.set_adapter(each)
+        assert logits(fresh.eval(), ids()).equal(logits(model.eval(), ids()))
+
+
+@pytest.mark.parametrize("saved", ["mlp", "gate_proj", "layers", "layers.0", "nowhere"])
+def test_modules_that_cannot_be_saved_beside_the_adapter(neuron_map: NeuronMap, saved: str) -> None:
+    model = build_model("llama")
+    before = snapshot(model)
+    with pytest.raises(LanderError, match="modules_to_save="):
+        adapt(model, neuron_map, ["en-de"], modules_to_save=[saved])
+    assert_as_before(model, before)
