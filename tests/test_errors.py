@@ -25,6 +25,7 @@ def test_all_kinds_are_here() -> None:
         "ConfigError",
         "UnknownOptionError",
         "AdapterError",
+        "ConcurrencyError",
     }
 
 

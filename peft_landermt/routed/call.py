@@ -19,8 +19,10 @@ from ..errors import LanguagePairError
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
-_BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "attention_mask", "labels")
-_NOT_BATCHED = ("position_ids", "cache_position")
+_BATCHED = (
+    "input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "pixel_values", "attention_mask",
+    "labels", "decoder_input_ids",
+)  # fmt: skip
 
 _Made = TypeVar("_Made")
 
@@ -207,7 +209,7 @@ def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any], main_input: str =
         kwargs: Keyword arguments.
         main_input: What the model calls its main input.
     """
+    # others, such as logits_to_keep or position_ids, need not have a row for each sample
     known = [kwargs.get(name) for name in (main_input, *_BATCHED)]
-    rest = [value for name, value in kwargs.items() if name not in _NOT_BATCHED]
-    tensors = (value for value in (*args, *known, *rest) if isinstance(value, torch.Tensor) and value.dim())
+    tensors = (value for value in (*args, *known) if isinstance(value, torch.Tensor) and value.dim())
     return next((int(tensor.shape[0]) for tensor in tensors), None)

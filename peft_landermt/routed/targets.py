@@ -56,6 +56,7 @@ def is_target(config: RoutedConfig, key: str) -> Any:
         ConfigError: Matching takes longer than a second.
     """
     plain = copy.copy(config)
+    plain.modules_to_save = None  # PEFT would quietly leave them out; check_saved_modules refuses both at once
     for field in ("target_modules", "exclude_modules"):
         if isinstance(pattern := getattr(config, field), str):
             try:

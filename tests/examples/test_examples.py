@@ -67,7 +67,10 @@ def test_on_the_real_base(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*WRITTEN, "serve"}  # test_serve.py
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        *WRITTEN,
+        *("serve", "batching", "guard"),  # test_serve.py, test_batching.py
+    }
 
 
 def test_examples_are_short() -> None:

@@ -107,6 +107,8 @@ def test_key_mapping(base: PreTrainedModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / WEIGHTS)
     save_file({key.replace(".layers.", ".blocks."): value for key, value in state.items()}, tmp_path / WEIGHTS)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "digest": None}))
     with pytest.raises(AdapterError, match="lacks"):
         PeftModel.from_pretrained(build_model("llama"), str(tmp_path))
     loaded = PeftModel.from_pretrained(build_model("llama"), str(tmp_path), key_mapping={r"\.blocks\.": ".layers."})
