@@ -46,17 +46,20 @@ CASES = [
     (OPUS, "zho_Hant", "cmn_Hant"), (OPUS, "sr", "srp_Cyrl"), (OPUS, "sr_Latn", "srp_Latn"),
     (OPUS, "sr_Cyrl", "srp_Cyrl"),
     (MADLAD, "zh_Hans", "zh"), (MADLAD, "sr_Cyrl", "sr"), (M2M100, "zh_Hans", "zh"),
+    (NLLB, "ace", "ace_Latn"), ("zh_CN zh_TW", "zh", "zh_CN"), ("zh_CN zh_TW", "zh_Hant", "zh_TW"),
+    ("zh-Hans zh-Hant", "zh_Hant", "zh-Hant"), ("__zh__ __de__", "deu_Latn", "__de__"), ("sr_ME sr_RS", "sr_Latn", "sr_ME"),
     # regions: the only one where none is asked for
     (MBART_50, "de", "de_DE"), (MBART_50, "deu_Latn", "de_DE"), (MBART_50, "en", "en_XX"), (MBART_50, "zh", "zh_CN"),
     (MBART_50, "zho_Hans", "zh_CN"), (MBART_50, "pt", "pt_XX"), (MBART_50, "fa", "fa_IR"), (MBART_50, "fil", "tl_XX"),
     (ROMANCE, "pt", "pt"), (ROMANCE, "pt_BR", "pt_br"), (ROMANCE, "es_AR", "es_AR"), (ROMANCE, "fra", "fr"),
 ]  # fmt: skip
 NONE = [
-    (NLLB, "xx"), (NLLB, "zh_TW"), (NLLB, "pt_BR"), (NLLB, "sr_Latn"), (NLLB, "ace"), (NLLB, "de_Arab"), (NLLB, "jv"),
+    (NLLB, "xx"), (NLLB, "zh_TW"), (NLLB, "pt_BR"), (NLLB, "sr_Latn"), (NLLB, "de_Arab"), (NLLB, "jv"),
     (M2M100, "zh_Hant"), (M2M100, "zho_Hant"), (M2M100, "sr_Latn"), (M2M100, "nn"), (M2M100, "pt_BR"), (M2M100, "ary"),
     (MBART_50, "zh_TW"), (MBART_50, "zh_Hant"), (MBART_50, "pt_BR"), (MBART_50, "en_GB"), (MBART_50, "sr"),
     (MADLAD, "zh_Hant"), (MADLAD, "sr_Latn"), (MADLAD, "pt_BR"), (MADLAD, "da"), (MADLAD, "ru_Arab"),
     (OPUS, "fr"), (OPUS, "zh_TW"), (OPUS, "hr"), (OPUS, "arz"), ("cmn_Hant", "zh"), ("srp_Latn", "sr"),
+    ("zh_TW zh_HK", "zh_Hans"), ("zh_TW", "zh"), ("pa_PK", "pa_Guru"), ("zh_CN zh_SG", "zh"),
     (ROMANCE, "pt_PT"), (ROMANCE, "es_ES"), ("es_AR es_MX", "es"),
 ]  # fmt: skip
 
