@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..language_pair import FLORES_CODES, language_name, parse_pair, two_letter_code
+from ..language_pair import FLORES_CODES, language_name, parse_language, parse_pair, two_letter_code
 from .identification import may_be
 
 _COLUMN_NAMES = frozenset(
@@ -23,7 +23,7 @@ _SCRIPTS = {
     "Latn": "LATIN", "Cyrl": "CYRILLIC", "Grek": "GREEK", "Armn": "ARMENIAN", "Hebr": "HEBREW", "Arab": "ARABIC",
     "Deva": "DEVANAGARI", "Beng": "BENGALI", "Guru": "GURMUKHI", "Gujr": "GUJARATI", "Orya": "ORIYA", "Taml": "TAMIL",
     "Telu": "TELUGU", "Knda": "KANNADA", "Mlym": "MALAYALAM", "Sinh": "SINHALA", "Thai": "THAI", "Laoo": "LAO",
-    "Tibt": "TIBETAN", "Mymr": "MYANMAR", "Geor": "GEORGIAN", "Ethi": "ETHIOPIC", "Khmr": "KHMER", "Hang": "HANGUL",
+    "Tibt": "TIBETAN", "Mymr": "MYANMAR", "Geor": "GEORGIAN", "Ethi": "ETHIOPIC", "Khmr": "KHMER", "Kore": "HANGUL",
     "Hans": "CJK", "Hant": "CJK", "Jpan": "CJK",
 }  # fmt: skip
 """First word of the Unicode names of a script's letters; Japanese is told from Chinese by its kana."""
@@ -80,16 +80,10 @@ def check_directions(sample: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
 
 def _fits(text: str, language: str) -> bool:
     """Whether text may be in a language, as far as can be told."""
-    written, expected = script_of(text), _script(language)
+    written, expected = script_of(text), parse_language(language).written_in
     if written is not None and expected in _SCRIPTS and written != _family(expected):
         return False
     return importlib.util.find_spec("py3langid") is None or may_be(text, language)
-
-
-def _script(language: str) -> str:
-    """ISO 15924 code of the script that a language code asks for, or the language is usually written in."""
-    flores = FLORES_CODES.get(two_letter_code(language), "")
-    return next((part for part in language.split("_")[1:] if part in _SCRIPTS), flores.partition("_")[2])
 
 
 def _family(script: str) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import StoppingCriteria
 
-from ..language_pair import FLORES_CODES, LanguagePair, two_letter_code
+from ..language_pair import LanguagePair, parse_language
 
-_BYTES = {"Latn": 1.5, **dict.fromkeys(("Cyrl", "Grek", "Armn", "Arab", "Hebr", "Hans", "Hant", "Jpan", "Hang"), 2.5)}
+_BYTES = {"Latn": 1.5, **dict.fromkeys(("Cyrl", "Grek", "Armn", "Arab", "Hebr", "Hans", "Hant", "Jpan", "Kore"), 2.5)}
 """Bytes of UTF-8 that a translation takes for each Latin letter of an English text, by script: Chinese characters
 take three, but each says as much as three letters."""
 _MOST_BYTES = 5.0
@@ -33,8 +33,7 @@ def longest_limit(tokenizer: Any, source: str, pair: LanguagePair) -> int:
     """Tokens that every translation is within: twice the bytes that are expected in the target's script, and 32
     letters, since no token is less than a byte."""
     letters = sum(_weight(character) for character in source)
-    flores = pair.target if "_" in pair.target else FLORES_CODES.get(two_letter_code(pair.target), "")
-    width = _BYTES.get(flores.partition("_")[2][:4], _MOST_BYTES)
+    width = _BYTES.get(parse_language(pair.target).written_in, _MOST_BYTES)
     return max(usual_limit(tokenizer, source), round(width * (32 + 2 * letters)))
 
 
