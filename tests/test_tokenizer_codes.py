@@ -47,7 +47,8 @@ CASES = [
     (OPUS, "sr_Cyrl", "srp_Cyrl"),
     (MADLAD, "zh_Hans", "zh"), (MADLAD, "sr_Cyrl", "sr"), (M2M100, "zh_Hans", "zh"),
     (NLLB, "ace", "ace_Latn"), ("zh_CN zh_TW", "zh", "zh_CN"), ("zh_CN zh_TW", "zh_Hant", "zh_TW"),
-    ("zh-Hans zh-Hant", "zh_Hant", "zh-Hant"), ("__zh__ __de__", "deu_Latn", "__de__"), ("sr_ME sr_RS", "sr_Latn", "sr_ME"),
+    ("zh-Hans zh-Hant", "zh_Hant", "zh-Hant"), ("__zh__ __de__", "deu_Latn", "__de__"),
+    ("sr_ME sr_RS", "sr_Latn", "sr_ME"),
     # regions: the only one where none is asked for
     (MBART_50, "de", "de_DE"), (MBART_50, "deu_Latn", "de_DE"), (MBART_50, "en", "en_XX"), (MBART_50, "zh", "zh_CN"),
     (MBART_50, "zho_Hans", "zh_CN"), (MBART_50, "pt", "pt_XX"), (MBART_50, "fa", "fa_IR"), (MBART_50, "fil", "tl_XX"),

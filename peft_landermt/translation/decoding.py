@@ -136,7 +136,7 @@ def translate_counted(
         raise CorpusError("batch_size", batch_size, "must be a positive integer.")
     _check_generation(generation_options)
     requests = make_requests(model, tokenizer, sentences, language_pair, max_new_tokens, template, adapter_names)
-    batches = make_batches(requests, batch_size, by_target=is_encoder_decoder(model))
+    batches = make_batches(model, requests, batch_size)
     texts, cut = [""] * len(sentences), []
     description = f"Translating {', '.join(dict.fromkeys(str(request.pair) for request in requests))}"
     with evaluating(model), progress_bar(len(requests), description, progress) as bar:

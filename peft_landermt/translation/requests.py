@@ -17,6 +17,8 @@ from .limits import longest_limit, room_in_context, usual_limit
 from .models import prompt_of
 from .whitespace import one_space
 
+_ROUNDED = 64
+
 
 @dataclass(frozen=True)
 class Request:
@@ -77,20 +79,33 @@ def make_requests(
             raise CorpusError("sentences", source, remedy)
         usual = usual_limit(tokenizer, source) if max_new_tokens is None else max_new_tokens
         limit = longest_limit(tokenizer, source, pair) if max_new_tokens is None else max_new_tokens
-        requests.append(Request(index, pair, name, ids, end, usual, limit if left is None else min(limit, left)))
+        requests.append(
+            Request(index, pair, name, ids, end, usual, limit if left is None else _within(left, limit, usual))
+        )
     return requests
 
 
-def make_batches(requests: Sequence[Request], batch_size: int, *, by_target: bool) -> list[list[Request]]:
-    """Requests of like length together; one end a batch and, with `by_target`, one target."""
-    groups: dict[Any, list[Request]] = defaultdict(list)
+def make_batches(model: nn.Module, requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
+    """Requests of like length together; one end a batch and, for an encoder-decoder, one target. Every row of a batch
+    is written to as long as its longest one, and none beyond the positions that the model has."""
+    two_stacks, room = is_encoder_decoder(model), room_in_context(model)
+    groups: dict[Any, list[list[Request]]] = defaultdict(list)
     for request in sorted(requests, key=lambda request: len(request.ids)):
-        groups[request.end, request.pair.target if by_target else ""].append(request)
-    return [
-        members[start : start + batch_size]
-        for members in groups.values()
-        for start in range(0, len(members), batch_size)
-    ]
+        batches = groups[request.end, request.pair.target if two_stacks else ""]
+        full = not batches or len(batches[-1]) == batch_size
+        if not full and room is not None and not two_stacks:
+            full = len(request.ids) + max(one.limit for one in (*batches[-1], request)) > room
+        if full:
+            batches.append([])
+        batches[-1].append(request)
+    return [batch for batches in groups.values() for batch in batches]
+
+
+def _within(room: int, limit: int, usual: int) -> int:
+    """A limit within the positions that are left; rounded, where that leaves enough, so that prompts of unlike length
+    can share a batch."""
+    rounded = room - room % _ROUNDED
+    return min(limit, rounded if rounded >= usual else room)
 
 
 def _encode(

@@ -6,6 +6,7 @@ import copy
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -39,6 +40,18 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 TWO_STACKS = (*ENCODER_DECODERS, "BART", "Pegasus")
 BASES = (*(name for name in ARCHITECTURES if not name.startswith("named: ")), *OTHERS)
 DECODERS = tuple(name for name in BASES if name not in TWO_STACKS)
+
+EACH_KIND = (
+    *("GPT-2", "OPT", "BLOOM", "MPT", "Falcon, ALiBi", "GPT-NeoX (Pythia)", "Gemma 3"),
+    *("NLLB, M2M100", "mBART", "T5"),
+)
+"""One of every way to know positions: learned, learned with an offset, three of distances, rotary in part, windows;
+and sinusoids, learned ones and distances in encoder-decoders."""
+
+
+def table(names: tuple[str, ...]) -> list[Any]:
+    """Bases for `parametrize`: one of every kind always, the others with the slow tests."""
+    return [pytest.param(name, marks=() if name in EACH_KIND else pytest.mark.slow) for name in names]
 
 
 @cache

@@ -14,6 +14,7 @@ from peft_landermt.errors import CorpusError
 from peft_landermt.language_pair import LanguagePair
 from peft_landermt.translation import translate_counted
 from peft_landermt.translation.limits import goes_round, longest_limit, usual_limit
+from peft_landermt.translation.requests import make_batches, make_requests
 
 from ..conftest import build_model
 from ..prompt_tokenizers import byte_tokenizer
@@ -186,6 +187,30 @@ def test_no_position_beyond_those_that_the_model_has(architecture: str) -> None:
         CorpusError, match=r"number 1 has \d+ tokens with its prompt, and the model reads 128; split it"
     ):
         translate_counted(model, tokenizer, ["a", "b " * 100], "en-de", template="{source}")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_nor_in_a_batch_with_a_longer_prompt(architecture: str) -> None:
+    """A short prompt may get a long translation, and a long prompt is padded to its end all the while."""
+    tokenizer = byte_tokenizer()
+    sizes = {"n_positions": 128} if architecture == "gpt2" else {"max_position_embeddings": 128}
+    model = build_model(architecture, vocab_size=260, **sizes)
+    sentences = ["Where is it?", "b" * 100]
+    together, alone = (
+        [translate_counted(model, tokenizer, part, "en-my", template="{source}") for part in parts]
+        for parts in ([sentences], [[sentence] for sentence in sentences])
+    )
+    assert together[0].texts == [found.texts[0] for found in alone]
+
+
+def test_prompts_of_unlike_length_share_batches() -> None:
+    """Although each may be continued to the model's last position."""
+    tokenizer = byte_tokenizer()
+    model = build_model("gpt2", vocab_size=260, n_positions=512)
+    sentences = ["Where is it, and when did you see it" + "?" * number for number in range(16)]
+    requests = make_requests(model, tokenizer, sentences, "en-my", None, "{source}", None)
+    assert all(len(request.ids) + request.limit <= 512 for request in requests)
+    assert len(make_batches(model, requests, 8)) <= 3
 
 
 def test_no_source_beyond_those_positions() -> None:
