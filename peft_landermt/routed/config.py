@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import regex
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import AdapterError, ConfigError, UnknownOptionError
 from ..language_pair import parse_pairs
@@ -173,6 +175,14 @@ class RoutedConfig(PeftConfig):
         if weights.exists():
             with safe_open(weights, framework="pt") as file:
                 saved.embedding_layers = self._embeddings_among(file.keys())
+                types = {file.get_slice(key).get_dtype() for key in file.keys() if self.is_delta(key)}  # noqa: SIM118
+            if self.save_dtype is None and types - {"F32"} and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+                warnings.warn(
+                    f"{directory} holds deltas in {' and '.join(sorted(types))}, the type of the base: training that "
+                    "resumes from it goes on from rounded values. Give the trainer "
+                    "callbacks=[FullPrecisionCheckpoints()] (peft_landermt.translation).",
+                    stacklevel=2,
+                )
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as folder:
             super(RoutedConfig, saved).save_pretrained(folder, **kwargs)
