@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..language_pair import FLORES_CODES, language_name, parse_language, parse_pair, two_letter_code
+from ..language_pair import language_name, parse_language, parse_pair, two_letter_code
 from .identification import may_be
 
 _COLUMN_NAMES = frozenset(
@@ -108,6 +108,7 @@ def _as_name(text: str) -> str:
 
 @lru_cache(256)
 def _names(language: str) -> set[str]:
-    code = two_letter_code(language)
-    forms = {language, code, FLORES_CODES.get(code, code), language_name(language)}
-    return {_as_name(form) for form in (*forms, *(form.partition("_")[0] for form in forms))}
+    known = parse_language(language).language
+    codes = {language, two_letter_code(language), known.code, *known.also, *known.flores}
+    forms = {*codes, *(code.partition("_")[0] for code in codes), known.name, language_name(language)}
+    return {_as_name(form) for form in forms}
