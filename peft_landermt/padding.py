@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,3 +29,16 @@ def pad_rows(
         pad_sequence(ids, batch_first=True, padding_value=value, padding_side=side),
         pad_sequence(masks, batch_first=True, padding_side=side),
     )
+
+
+def end_together(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Right-padded rows as left-padded ones, with `position_ids`, so that every token keeps the place that it had.
+
+    Args:
+        rows: Tensors (B, T), among them `attention_mask`; padding is moved in all of them.
+    """
+    mask = rows["attention_mask"]
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))
+    moved = {name: values.gather(1, places % length) for name, values in rows.items()}
+    return {**moved, "position_ids": places.clamp(min=0)}

@@ -61,6 +61,7 @@ def print_adapter(folder: Path) -> None:
         f"options: car={config.car} inactive_neurons={config.inactive_neurons} tune={config.tune} "
         f"general_rank={config.general_rank}"
     )
+    print(f"prompt: {config.prompt!r}")
     size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     print(f"size: {size / 1e6:.2f} MB")
     if config.neuron_counts:

@@ -33,7 +33,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     embeddings = reader.get_input_embeddings()  # type: ignore[operator]
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.requires_grad_(True) if torch.is_grad_enabled() else output
+        # a copy, which models that scale it in place may change
+        return output.requires_grad_(True).clone() if torch.is_grad_enabled() else output
 
     with ExitStack() as stack:
         stack.callback(_restore, training, trainable)

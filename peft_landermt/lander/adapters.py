@@ -151,7 +151,7 @@ def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
 
 
 def _check_same(first: str, config: LanderConfig, folder: str, other: LanderConfig) -> None:
-    for name in ("neuron_map_signature", *config.FORM):
+    for name in ("neuron_map_signature", "prompt", *config.FORM):
         if getattr(config, name) != getattr(other, name):
             raise AdapterError(
                 "folders",

@@ -218,10 +218,10 @@ def test_a_folder_that_changed_since_it_was_loaded(folder: Path, llama_map: Neur
     before = snapshot(model)
     damage(folder)
     for name in ("default", "second"):
-        with pytest.raises(AdapterError, match="digest=|neuron indices"):
+        with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
             model.load_adapter(str(folder), adapter_name=name)
         assert_as_before(model, before)
-    with pytest.raises(AdapterError, match="digest=|neuron indices"):
+    with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
         join_adapters(build_model("llama"), [folder])
 
 
