@@ -42,6 +42,26 @@ def lander(rates: list[float], **fields: Any) -> dict[str, Any]:
     return {"method": "lander", "learning_rates": rates, "detection": {"num_layers": 18}, "epochs": 3, **fields}
 
 
+def placed(rates: list[float], attention: str = "v o", b: float = 2.0, **options: Any) -> dict[str, Any]:
+    """LANDeRMT with factors in attention, B at `b` times the rate of A, as LoRA with an alpha of `b` r has it."""
+    options = {"attention_modules": attention.split(), "specific_rank": 4, **options}
+    return lander(rates, options=options, trainer={"rates": {"factors_b": b}})
+
+
+PLACES: Arms = {
+    "LANDER, v o, output r=8, specific r=4": placed([1e-3, 5e-4], projections="output", general_rank=8),
+    "LANDER, v o, output r=16, specific r=4": placed([1e-3, 5e-4], projections="output"),
+    "LANDER, v o, all r=4, specific r=4": placed([1e-3, 5e-4], general_rank=4),
+    "LANDER, v o, output r=8, B at 1": placed([1e-3, 5e-4, 2e-3], b=1.0, projections="output", general_rank=8),
+    "LANDER, v o, specific rows": placed([1e-3, 5e-4], projections="output", general_rank=8, specific_rank=None),
+    "LANDER, v o, random neurons": {
+        **placed([1e-3, 5e-4], projections="output", general_rank=8),
+        "control": "random neurons",
+    },
+    "LANDER, v o, all neurons": placed([1e-3, 5e-4], projections="output", general_rank=8, tune="layers"),
+}
+"""LANDeRMT with factors in attention too, at no more than half of the parameters of LoRA on all linear layers."""
+
 FORMS: Arms = {
     "LANDER": lander([1e-3, 5e-4, 2e-3]),
     "LANDER, general neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "general"}),
@@ -50,4 +70,4 @@ FORMS: Arms = {
 }
 """LANDeRMT on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
 
-PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS, "forms": FORMS}
+PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS, "forms": FORMS, "places": PLACES}

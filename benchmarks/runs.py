@@ -75,6 +75,12 @@ class Run:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates of an adapter's parameters by kind; early lines of results name that of rows alone."""
+        rows = {"rows": self.trainer["row_lr_ratio"]} if "row_lr_ratio" in self.trainer else {}
+        return {**rows, **self.trainer.get("rates", {})}
+
+    @property
     def form(self) -> str:
         """What LANDeRMT's deltas are: `rows`, `factors` or `both`."""
         tune = self.options.get("tune", "pair")

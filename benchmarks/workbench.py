@@ -178,7 +178,7 @@ class Workbench:
             args=TrainingArguments(**common, seed=run.seed, use_cpu=self.device == "cpu", **arguments),
             data_collator=TranslationCollator(self.tokenizer, templates=TEMPLATES[:templates], seed=run.seed),
             processing_class=self.tokenizer,
-            **run.trainer,
+            rates=run.rates,
             **options,
         )
 

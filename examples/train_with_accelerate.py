@@ -40,13 +40,7 @@ def main() -> float:
 
     rows = [row for pair in args.pairs for row in corpus.training_rows([pair])[: args.rows]]
     loader = DataLoader(rows, batch_size=8, shuffle=True, collate_fn=TranslationCollator(tokenizer))
-    slow = {id(weight) for weight in model.row_parameters()}  # rows beside factors want a lower learning rate
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if id(weight) not in slow], "lr": 5e-4},
-        {"params": [weight for weight in trained if id(weight) in slow], "lr": 1.5e-5},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameter_groups(5e-4), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, 2, len(loader))
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     model.train()

@@ -113,15 +113,6 @@ class NeuronBlocks(Blocks):
         """Return the low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
         return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
 
-    def rows_beside_factors(self) -> list[nn.Parameter]:
-        """Return the delta rows, where the general block is a product of two factors; none where there are no
-        factors."""
-        tuned = self.layout.tuned_blocks
-        if GENERAL not in tuned or self.layout.rank(GENERAL) is None:
-            return []
-        whole = [block for block in tuned if self.layout.rank(block) is None]
-        return [self.get_parameter(f"{block}_{name}") for block in whole for name in self.tuned_projections]
-
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
         device = self.get_buffer(f"{GENERAL}_neurons").device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .config import LanderConfig
 from .deltas import NeuronBlocks
 from .layer import LanderFFN, rows_of_neuron
 from .metrics import training_metrics
+from .rates import check_rates, parameters_by_kind
 from .shared import LanderAttention, SharedFactors
 from .targets import as_ffn, attention_beside, check_base, check_options, default_targets, is_target
 
@@ -129,13 +131,31 @@ class LanderModel(RoutedTuner):
     def _ffns(self) -> list[LanderFFN]:
         return [layer for layer in self._layers() if isinstance(layer, LanderFFN)]
 
-    def row_parameters(self) -> list[nn.Parameter]:
-        """List trainable delta rows of adapters whose general block is low-rank; they want a lower learning rate.
+    def parameter_groups(self, learning_rate: float, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+        """List all trainable parameters in groups for an optimizer, each with its learning rate.
 
-        Empty for adapters that have rows only, or factors only.
+        [`LanderTrainer`] does the same by itself.
+
+        Args:
+            learning_rate: The learning rate that ratios are of.
+            rates: Ratios by kind of parameter, in place of those of [`RATES`].
+
+        Raises:
+            ConfigError: A kind is unknown, or a ratio is not positive.
         """
-        blocks = [layer.blocks(name) for layer in self._ffns() for name in layer.lander_blocks]
-        return [row for each in blocks for row in each.rows_beside_factors() if row.requires_grad]
+        ratios = check_rates(rates)
+        kinds = parameters_by_kind(self._layers())
+        grouped = {id(parameter) for parameters in kinds.values() for parameter in parameters}
+        kinds["others"] = [each for each in self.parameters() if each.requires_grad and id(each) not in grouped]
+        return [
+            {"params": parameters, "lr": learning_rate * ratios.get(kind, 1.0)}
+            for kind, parameters in kinds.items()
+            if parameters
+        ]
+
+    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
+        """List the trainable parameters of adapters by kind; see [`RATES`]."""
+        return parameters_by_kind(self._layers())
 
     def training_metrics(self) -> dict[str, float]:
         """Tell what training has done to the active adapters so far, as scalars for a log.

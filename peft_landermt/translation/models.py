@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,20 +32,27 @@ def routing_arguments(
     return find(language_pairs, adapter_names) if callable(find) else {}
 
 
-def row_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the delta rows that want a lower learning rate than the other parameters; empty for other models."""
-    find = getattr(model, "row_parameters", None)
-    return find() if callable(find) else []
+def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """List parameters that want learning rates of their own, by kind; none for other models."""
+    find = getattr(model, "parameters_by_kind", None)
+    return find() if callable(find) else {}
 
 
-def slow_down(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], ratio: float) -> None:
-    """Move parameters into groups of their own, with `ratio` times the learning rate of the group they were in."""
-    chosen = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        slow = [parameter for parameter in group["params"] if id(parameter) in chosen]
-        if slow:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * ratio})
+def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
+    """Move an adapter's parameters into groups of their own, with the learning rates of their kinds.
+
+    Args:
+        model: The model; others than LANDER models are left alone.
+        optimizer: Its optimizer, whose groups have the learning rate that the ratios are of.
+        rates: Ratios by kind.
+    """
+    for kind, parameters in parameters_by_kind(model).items():
+        chosen, ratio = {id(parameter) for parameter in parameters}, rates.get(kind, 1.0)
+        for group in list(optimizer.param_groups) if ratio != 1 else ():
+            moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+            if moved:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+                optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * ratio})
 
 
 def training_metrics(model: nn.Module) -> dict[str, float]:

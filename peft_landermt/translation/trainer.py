@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
+from ..lander.rates import check_rates
 from ..seq2seq import decoder_inputs, is_encoder_decoder
 from .checkpoints import FullPrecisionCheckpoints, last_whole_checkpoint, remove_checkpoints
 from .collator import FIELDS, TranslationCollator
 from .direction import check_directions
 from .labels import labelled_positions, labels_together
 from .losses import PairLosses, TranslationLoss
-from .models import accepts, keep_prompt, routed_pairs, row_parameters, slow_down, training_metrics
+from .models import accepts, keep_prompt, routed_pairs, scale_rates, training_metrics
 from .rows import UsableRows, check_rows
 from .scoring import evaluate_translation
 
@@ -48,8 +50,8 @@ class LanderTrainer(Trainer):
         train_dataset: Rows to train on.
         eval_dataset: Rows to evaluate on.
         processing_class: Tokenizer of the model.
-        row_lr_ratio: Learning rate of whole delta rows relative to that of low-rank factors, where an adapter has
-            both. A step of Adam moves a row much further than a step on two factors moves their product.
+        rates: Learning rates of an adapter's low-rank factors (`factors_a`, `factors_b`), whole rows beside factors
+            (`rows`) and `gates`, as ratios of the learning rate, in place of those of `peft_landermt.lander.RATES`.
         predict_with_generate: Whether `evaluate` and `predict` also translate the rows and add BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.
@@ -60,7 +62,8 @@ class LanderTrainer(Trainer):
     Raises:
         CorpusError: There are no training rows, or the first cannot be used. In `train`, `evaluate` and `predict`: any
             row cannot be used: it lacks a field, its prompt leaves no room, its pair is not in the adapter.
-        ConfigError: `row_lr_ratio` is not positive, or one process on several GPUs is to train an adapter with pairs.
+        ConfigError: One of `rates` is unknown or not positive, or one process on several GPUs is to train an
+            adapter with pairs.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class LanderTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        row_lr_ratio: float = 0.03,
+        rates: Mapping[str, float] | None = None,
         predict_with_generate: bool = False,
         generation_options: dict[str, Any] | None = None,
         check_languages: bool = True,
@@ -79,9 +82,7 @@ class LanderTrainer(Trainer):
     ) -> None:
         if data_collator is None and processing_class is None:
             raise CorpusError("processing_class", None, "give the tokenizer, or a data_collator.")
-        if not row_lr_ratio > 0:
-            raise ConfigError("row_lr_ratio", row_lr_ratio, "must be positive; 1 trains rows and factors alike.")
-        self.row_lr_ratio = row_lr_ratio
+        self.rates = check_rates(rates)
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
         self.check_languages = check_languages
@@ -169,8 +170,8 @@ class LanderTrainer(Trainer):
         """Make the optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
         made_here = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if made_here and self.row_lr_ratio != 1:
-            slow_down(optimizer, row_parameters(self.accelerator.unwrap_model(self.model)), self.row_lr_ratio)
+        if made_here:
+            scale_rates(self.accelerator.unwrap_model(self.model), optimizer, self.rates)
         return optimizer
 
     def compute_loss(

@@ -35,7 +35,7 @@ ROWS = [
 
 
 OWN = (
-    "eval_dataset", "predict_with_generate", "generation_options", "row_lr_ratio", "compute_metrics", "callbacks",
+    "eval_dataset", "predict_with_generate", "generation_options", "rates", "compute_metrics", "callbacks",
 )  # fmt: skip
 """Options of the trainer itself, not of its arguments."""
 
@@ -318,7 +318,7 @@ def test_rows_learn_slower_than_factors(
     base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, ratio: float
 ) -> None:
     model = adapt(base, neuron_map, car="learned")
-    for name, rate in rates(trainer_of(model, tokenizer, tmp_path, learning_rate=1e-3, row_lr_ratio=ratio)).items():
+    for name, rate in rates(trainer_of(model, tokenizer, tmp_path, learning_rate=1e-3, rates={"rows": ratio})).items():
         is_row = not name.endswith((".gates", "_A", "_B"))
         assert rate == pytest.approx(1e-3 * (ratio if is_row else 1))
 
@@ -339,8 +339,8 @@ def test_rows_or_factors_alone_take_the_learning_rate_as_it_is(
 def test_the_ratio_is_positive(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, ratio: float
 ) -> None:
-    with pytest.raises(ConfigError, match=r"row_lr_ratio=.*must be positive"):
-        trainer_of(base, tokenizer, tmp_path, row_lr_ratio=ratio)
+    with pytest.raises(ConfigError, match=r"rates=.*must be positive"):
+        trainer_of(base, tokenizer, tmp_path, rates={"rows": ratio})
 
 
 # Checkpoints

@@ -1,0 +1,59 @@
+"""Learning rates: every kind of parameter has its own, as a ratio of one learning rate.
+
+A step of Adam with learning rate η moves each number by about η, whatever its gradient. It moves a row by η in every
+place, and the product of two factors by much less, so rows want less. LoRA's `lora_alpha` of 2 r is, under Adam, a
+rate twice as high for B.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..routed.layer import RoutedLayer
+
+RATES: Mapping[str, float] = {"factors_a": 1.0, "factors_b": 1.0, "rows": 0.03, "gates": 1.0}
+"""Ratios by kind: low-rank factors A and B, whole rows beside factors, gates. Rows without factors in the adapter have
+the learning rate itself."""
+
+
+def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
+    """Fill up given ratios with those of `RATES`.
+
+    Raises:
+        ConfigError: A kind is unknown, or a ratio is not positive.
+    """
+    for kind, ratio in (rates or {}).items():
+        if kind not in RATES:
+            raise ConfigError("rates", kind, f"is no kind of parameter; known are {', '.join(RATES)}.")
+        if not isinstance(ratio, (int, float)) or not ratio > 0:
+            raise ConfigError("rates", {kind: ratio}, "must be positive; 1 is the learning rate itself.")
+    return {**RATES, **(rates or {})}
+
+
+def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters of all adapters by kind: those of `RATES`, and `rows_alone` in adapters without factors.
+
+    Args:
+        layers: All adapted layers of a model.
+    """
+    of_adapter: dict[str, dict[str, list[nn.Parameter]]] = defaultdict(lambda: defaultdict(list))
+    for layer in layers:
+        for adapter, blocks in layer.adapters.items():
+            for name, parameter in blocks.named_parameters():
+                if parameter.requires_grad:
+                    of_adapter[adapter][_kind(name)].append(parameter)
+    found: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for kinds in of_adapter.values():
+        for kind, parameters in kinds.items():
+            found["rows_alone" if kind == "rows" and "factors_a" not in kinds else kind].extend(parameters)
+    return dict(found)
+
+
+def _kind(name: str) -> str:
+    if name == "gates":
+        return "gates"
+    return {"_A": "factors_a", "_B": "factors_b"}.get(name[-2:], "rows")
