@@ -57,10 +57,7 @@ def print_adapter(folder: Path) -> None:
     base = f"{config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})"
     print(f"base model: {printable(base)}")
     print(f"neuron map: {printable(config.neuron_map_signature or 'none: all neurons are general')}")
-    print(
-        f"options: car={config.car} inactive_neurons={config.inactive_neurons} tune={config.tune} "
-        f"general_rank={config.general_rank}"
-    )
+    print("options:", *(f"{name}={value}" for name, value in config.method_options.items()))
     print(f"prompt: {config.prompt!r}")
     size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     print(f"size: {size / 1e6:.2f} MB")

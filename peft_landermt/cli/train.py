@@ -10,6 +10,7 @@ from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..attention import ROLES
 from ..errors import ConfigError, CorpusError
 from ..lander import LanderConfig
 from ..lander.layout import CHOICES
@@ -60,7 +61,13 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--car", choices=CHOICES["car"], default="off")
     group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
     group.add_argument("--tune", choices=CHOICES["tune"], default="pair")
+    group.add_argument("--projections", choices=CHOICES["projections"], default="all", help="of a neuron")
     group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
+    group.add_argument("--specific-rank", type=int, default=0, help="0: whole rows (default: %(default)s)")
+    group.add_argument(
+        "--attention-modules", nargs="+", choices=ROLES, metavar="ROLE", help="of q, k, v, o; shared by all pairs"
+    )
+    group.add_argument("--attention-rank", type=int, default=16, help="(default: %(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -86,7 +93,11 @@ def run(options: argparse.Namespace) -> None:
         car=options.car,
         inactive_neurons=options.inactive_neurons,
         tune=options.tune,
+        projections=options.projections,
         general_rank=options.general_rank or None,
+        specific_rank=options.specific_rank or None,
+        attention_modules=options.attention_modules,
+        attention_rank=options.attention_rank,
     )
     if options.dry_run:
         print(f"dry run: {len(rows)} rows for {', '.join(config.language_pairs or [])}; nothing trained or written")

@@ -157,6 +157,12 @@ class LanderConfig(RoutedConfig):
         return cls(**{**literal, **options})
 
     @property
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method, by name; those that say nothing here are left out."""
+        unused = () if self.attention_modules else ("attention_modules", "attention_rank")
+        return {name: getattr(self, name) for name in METHOD if name not in unused}
+
+    @property
     def layout(self) -> FFNLayout | None:
         """`ffn_layout`, read."""
         return None if self.ffn_layout is None else FFNLayout.from_dict(self.ffn_layout)

@@ -23,6 +23,10 @@ class Carded(Protocol):
     task_type: Any
     language_pairs: list[str] | None
 
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """Return the options of the method, by name."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return all its fields."""
 
@@ -45,7 +49,7 @@ A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft
 |---|---|
 | Base model | {base} |
 | Language pairs | {pairs} |
-| Routing | car={car}, inactive_neurons={inactive}, tune={tune}, general_rank={rank} |
+| Options | {options} |
 {scores}
 Neuron map: {signature}
 
@@ -165,10 +169,7 @@ def _text(config: Carded, scores: Scores) -> str:
         auto_class="AutoModelForSeq2SeqLM" if config.task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM",
         pairs=", ".join(pairs) or "none named",
         pair=json.dumps(str((config.language_pairs or ["en-de"])[0])),
-        car=fields["car"],
-        inactive=fields["inactive_neurons"],
-        tune=fields["tune"],
-        rank=fields["general_rank"],
+        options=", ".join(f"{name}={value}" for name, value in config.method_options.items()),
         signature=code_span(fields["neuron_map_signature"] or "none: all neurons are general"),
         scores="".join(line + "\n" for line in lines),
     )

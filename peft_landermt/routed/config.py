@@ -132,6 +132,11 @@ class RoutedConfig(PeftConfig):
         self.base_model_name_or_path: str | None = other.base_model_name_or_path
         self.prompt = other.prompt
 
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """Return the options of the method, by name."""
+        raise NotImplementedError
+
     def is_delta(self, key: str) -> bool:
         """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""
         raise NotImplementedError
