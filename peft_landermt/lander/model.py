@@ -128,9 +128,6 @@ class LanderModel(RoutedTuner):
             layer.requires_grad_(False)  # an additional adapter is not automatically trainable
         self._replace_module(parent, name, layer, layer.base_layer)
 
-    def _ffns(self) -> list[LanderFFN]:
-        return [layer for layer in self._layers() if isinstance(layer, LanderFFN)]
-
     def parameter_groups(self, learning_rate: float, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
         """List all trainable parameters in groups for an optimizer, each with its learning rate.
 
@@ -161,13 +158,13 @@ class LanderModel(RoutedTuner):
         """Tell what training has done to the active adapters so far, as scalars for a log.
 
         Returns:
-            `change_{block}`: ‖ΔW‖ / ‖W‖ over the block's neurons, for `general` and every language. With a gate also
-            `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over the tokens trained on since
-            the last call. With several active adapters, names begin with the adapter's.
+            `change_{block}`: ‖ΔW‖ / ‖W‖ over the block's neurons, for `general` and every language, and of the tuned
+            `attention`. With a gate also `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over
+            the tokens trained on since the last call. With several active adapters, names begin with the adapter's.
         """
         several = len(self.active_adapters) > 1
         return {
             f"{adapter}/{name}" if several else name: value
             for adapter in self.active_adapters
-            for name, value in training_metrics(self._ffns(), adapter).items()
+            for name, value in training_metrics(self._layers(), adapter).items()
         }

@@ -182,3 +182,12 @@ def test_ranks_that_are_too_large(base: PreTrainedModel, neuron_map: NeuronMap) 
     for options in ({"attention_modules": ["v"], "attention_rank": 33}, {"specific_rank": 33}):
         with pytest.raises(ConfigError, match="rank=33"):
             adapt(copy.deepcopy(base), neuron_map, **options)
+
+
+def test_change_of_attention(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+    model = adapt(base, neuron_map, ["en-de"], attention_modules=["v"], attention_rank=4)
+    layers = attention_layers(model).values()
+    moved = [factors[1] @ factors[0] for layer in layers if (factors := layer.blocks("default").factors("v"))]
+    weights = [layer.projections["v_proj"].weight for layer in layers]
+    expected = torch.cat(moved).norm() / torch.cat(weights).norm()
+    assert model.training_metrics()["change_attention"] == pytest.approx(float(expected), rel=1e-5)
