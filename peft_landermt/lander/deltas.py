@@ -11,8 +11,8 @@ from torch import nn
 
 from ..errors import AdapterError, ConfigError
 from ..neuron_map import NeuronMap
+from ..routed.blocks import Blocks
 from ..routed.call import Team
-from ..routed.layer import Blocks
 from ..routed.projection import Update
 from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
 

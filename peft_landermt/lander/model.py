@@ -11,7 +11,8 @@ from torch import nn
 
 from ..ffn import FFN, check_addressable
 from ..neuron_map import NeuronMap
-from ..routed.layer import Blocks, RoutedLayer
+from ..routed.blocks import Blocks
+from ..routed.layer import RoutedLayer
 from ..routed.tuner import RoutedTuner
 from .config import LanderConfig
 from .deltas import NeuronBlocks

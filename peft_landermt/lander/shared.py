@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..attention import Attention
+from ..routed.blocks import Blocks
 from ..routed.call import Team
-from ..routed.layer import Blocks, RoutedLayer
+from ..routed.layer import RoutedLayer
 from ..routed.projection import RoutedLinear, Share, Update
 from ..routed.routing import Routing
 from .layout import GENERAL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,40 +14,10 @@ from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
 from ..linear import device_and_dtype, has_dense_weight, weight_rows
+from .blocks import Blocks
 from .call import Call, Team, current_call, entered
 from .projection import RoutedLinear, Share, weight_of
 from .routing import Routing
-
-
-class Blocks(nn.Module):
-    """What one adapter holds at one layer.
-
-    Attributes:
-        projections: Names of the linear layers that they are on, from the layer's base.
-        pairs: Language pairs for which the layer is adapted; empty for all.
-    """
-
-    projections: Collection[str]
-    pairs: Collection[str]
-
-    @property
-    def not_additive(self) -> str | None:
-        """Why deltas of other adapters cannot be added to these; None where they can."""
-        return None
-
-    def concerns(self, pair: str | None) -> bool:
-        """Tell whether the layer is adapted for a pair."""
-        return not self.pairs or pair is None or pair in self.pairs
-
-    def check_mergeable(self, adapter_name: str) -> None:
-        """Raise ConfigError where the adapter depends on the input; by default it does not."""
-
-    def check_values(self, prefix: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Raise AdapterError where loaded tensors of the right shapes hold what cannot be; by default they do not."""
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if state_dict:  # else another adapter is loaded; a whole model without this one is told by the layer
-            super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class RoutedLayer(nn.Module, BaseTunerLayer):

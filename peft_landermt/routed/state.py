@@ -10,9 +10,10 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ..errors import AdapterError
+from .blocks import Blocks
 from .config import RoutedConfig
 from .folder import PREFIX
-from .layer import Blocks, RoutedLayer
+from .layer import RoutedLayer
 from .targets import saved_modules
 
 State = dict[str, torch.Tensor]

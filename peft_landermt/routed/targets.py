@@ -12,8 +12,9 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import AdapterError, ConfigError
+from .blocks import Blocks
 from .config import RoutedConfig
-from .layer import Blocks, RoutedLayer
+from .layer import RoutedLayer
 
 _IN_KEYS = ("base_model", "model", "base_layer", "original_module", "modules_to_save", "weight", "bias")
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)

@@ -14,10 +14,11 @@ from torch import nn
 
 from ..errors import AdapterError, ArchitectureError, LanguagePairError
 from ..linear import keep_unpacked
+from .blocks import Blocks
 from .call import Call, batch_size, current_call
 from .config import RoutedConfig
 from .hooks import bind_calls_to_checkpoints, drop_language_pairs, remove_hooks
-from .layer import Blocks, RoutedLayer
+from .layer import RoutedLayer
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
