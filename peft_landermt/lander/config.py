@@ -14,7 +14,8 @@ from ..routed.config import RoutedConfig
 from .deltas import ROW_PER_PAIR
 from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Projections, Tune, check_counts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has factors in attention and of specific neurons, or deltas on some projections only; others are written as 1."""
 METHOD = (
     "car",
     "inactive_neurons",
@@ -133,6 +134,8 @@ class LanderConfig(RoutedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.attention_modules or self.specific_rank or self.projections != "all":
+            self.format_version = max(self.format_version, 2)
         if self.ffn_layout is not None:
             self.ffn_layout = FFNLayout.from_dict(self.ffn_layout).to_dict()
         self._check_options()

@@ -12,11 +12,11 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import ConfigError, LanguagePairError, NeuronMapError
+from peft_landermt.lander.config import FORMAT_VERSION
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
 from .helpers import make_config
 
-FORMAT_VERSION = LanderConfig().format_version
 MAPPED = "with map"
 """Marks options that a neuron map is added to."""
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
 from peft_landermt.errors import AdapterError, ConfigError, LanderError
+from peft_landermt.lander.config import FORMAT_VERSION
 
 from ..conftest import build_model
 from .helpers import adapt, cloned_state, ids, lander_layers, logits, same_state
@@ -125,8 +126,8 @@ def test_a_refused_state_dict_leaves_a_trained_adapter_as_it_was(base: PreTraine
 
 
 def test_a_newer_format_is_refused(saved: Path, untouched: PreTrainedModel) -> None:
-    change_config(saved, format_version=2)
-    with pytest.raises(ConfigError, match=r"format_version=2: this version reads up to 1; update peft_landermt"):
+    change_config(saved, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ConfigError, match=r"format_version=3: this version reads up to 2; update peft_landermt"):
         PeftModel.from_pretrained(untouched, str(saved))
 
 

@@ -139,7 +139,7 @@ def injects_an_adapter(case: Case) -> None:
 
 
 def counts_parameters(case: Case) -> None:
-    """By hand, from the neuron map: rows, or rank times rows and width; two gates of d + 1 for each pair."""
+    """By hand, from the neuron map: rows, or rank times rows and width; two gates of d + 1 a pair; attention."""
     model = case.adapted()
     rank, projections = case.config().general_rank, 2 if case.architecture in ("bloom", "gpt2", "opt") else 3
     pairs = case.pairs or []
@@ -150,11 +150,14 @@ def counts_parameters(case: Case) -> None:
             continue
         owner = entry.owner.tolist() if pairs else [-1] * len(entry.owner)
         languages = {language for pair in here for language in pair.split("-")}
-        specific = sum(owner.count(case.neuron_map.languages.index(language)) for language in languages)
+        specific = [owner.count(case.neuron_map.languages.index(language)) for language in languages]
+        small = case.options.get("specific_rank")
+        rows = sum(count * 32 if small is None else small * (count + 32) for count in specific if count)
         general = owner.count(-1)
-        rows = specific * 32 + (general * 32 if rank is None else rank * (general + 32))
+        rows += general * 32 if rank is None else rank * (general + 32)
         gates = len(here) * 2 * 33 if case.options.get("car") == "learned" else 0
-        expected += projections * rows + gates
+        attention = 4 * ((32 + 16) + (32 + 32)) if "attention_modules" in case.options else 0  # v has 2 heads of 8
+        expected += projections * rows + gates + attention
     total = sum(weight.numel() for weight in case.model.parameters())
     assert model.get_nb_trainable_parameters() == (expected, total + expected)
     assert sum(weight.numel() for weight in trainable(model).values()) == expected

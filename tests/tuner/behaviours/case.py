@@ -27,6 +27,7 @@ ADAPTERS: dict[str, tuple[list[str] | None, dict[str, Any]]] = {
     "proportional": (PAIRS, {"car": "proportional"}),
     "token": (PAIRS, {"car": "token"}),
     "learned": (PAIRS, {"car": "learned"}),
+    "attention": (PAIRS, {"attention_modules": ["v", "o"], "attention_rank": 4, "specific_rank": 2}),
 }
 MODULES = {
     "llama": ["model.norm", "lm_head"],
