@@ -3,10 +3,11 @@
     python examples/serve.py --adapters out/pairs/en-de out/pairs/en-fr
     curl localhost:8000/translate --json '{"language_pair": "en-de", "sentences": ["Good morning."]}'
 
-Sentences of different pairs go through the model in one batch; `batching.py` says whose turn it is. What cannot be
-translated is refused before it waits, and everything has a limit: see `--help`. `GET /health` and `GET /metrics` tell
-how the server is; `benchmarks/serving.py` puts it under load, also from hostile clients. Who may ask, and how often,
-is for a proxy in front of it to know.
+The answer has the `translations`, and in `cut` the places of those that found no end. Sentences of different pairs go
+through the model in one batch; `batching.py` says whose turn it is. What cannot be translated is refused before it
+waits, and everything has a limit: see `--help`. `GET /health` and `GET /metrics` tell how the server is;
+`benchmarks/serving.py` puts it under load, also from hostile clients. Who may ask, and how often, is for a proxy in
+front of it to know.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ from guard import Guard
 from peft import PeftModel
 from pydantic import BaseModel, Field
 
-from peft_landermt import translate
 from peft_landermt.demo import load_base
-from peft_landermt.translation import build_prompt
+from peft_landermt.translation import build_prompt, translate_counted
 
 
 class Limits(BaseModel, frozen=True):
@@ -42,7 +42,7 @@ class Limits(BaseModel, frozen=True):
 
     sentences: int = Field(100, gt=0, description="sentences of a request")
     characters: int = Field(2000, gt=0, description="characters of a sentence")
-    tokens: int = Field(256, gt=0, description="tokens of a sentence, which may become twice as many")
+    tokens: int = Field(256, gt=0, description="tokens of a sentence, most of which become twice as many at most")
     body: int = Field(1_000_000, gt=0, description="bytes of a request")
     reading: float = Field(10.0, gt=0, description="seconds in which a request must arrive")
     waiting: int = Field(512, gt=0, description="sentences that may wait; beyond that, requests get 429")
@@ -133,15 +133,17 @@ class Translations:
         self.batches = Batches(self._run, batch_size, limits.waiting, self.sizes.fits, end_of_text(model))
         self.measuring = ThreadPoolExecutor(1)  # beside the model; more would take time from it
 
-    def _run(self, sentences: Sequence[Sentence], processors: Any) -> list[str]:
+    def _run(self, sentences: Sequence[Sentence], processors: Any) -> list[tuple[str, bool]]:
+        """The translation of each sentence, and whether it was cut."""
         pairs = [sentence.language_pair for sentence in sentences]
         texts = [sentence.text for sentence in sentences]
         names = [self.adapters[pair] for pair in pairs]
         options = {"batch_size": self.batch_size, "adapter_names": names, "logits_processor": processors}
-        return translate(self.model, self.tokenizer, texts, pairs, **options)
+        found = translate_counted(self.model, self.tokenizer, texts, pairs, **options)
+        return [(text, index in found.cut) for index, text in enumerate(found.texts)]
 
-    async def answer(self, body: Body, request: Request) -> list[str]:
-        """The translations; HTTPException for what is refused, not translated in time, or of a client that left."""
+    async def answer(self, body: Body, request: Request) -> dict[str, list[Any]]:
+        """What the client gets; HTTPException for what is refused, not translated in time, or asked by one that left."""
         if body.language_pair not in self.adapters:
             asked = repr(body.language_pair[:40])
             raise HTTPException(404, f"language_pair={asked}: one of {', '.join(self.adapters)}.")
@@ -154,8 +156,10 @@ class Translations:
             sentences = await self._measured(body, left)
             wanted = [one for one in sentences if one.text]
             client = request.client.host if request.client else ""
-            texts = iter(await self._translated(Job(client, wanted), left) if wanted else [])
-            return [next(texts) if one.text else "" for one in sentences]
+            found = iter(await self._translated(Job(client, wanted), left) if wanted else [])
+            answers = [next(found) if one.text else ("", False) for one in sentences]
+            cut = [index for index, (_, was_cut) in enumerate(answers) if was_cut]
+            return {"translations": [text for text, _ in answers], "cut": cut}
         finally:
             left.cancel()
 
@@ -173,7 +177,7 @@ class Translations:
             raise HTTPException(422, bad)
         return [one for one in measured if isinstance(one, Sentence)]
 
-    async def _translated(self, job: Job, left: asyncio.Task[None]) -> list[str]:
+    async def _translated(self, job: Job, left: asyncio.Task[None]) -> list[tuple[str, bool]]:
         try:
             self.batches.submit(job)
             await asyncio.wait({job.future, left}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -216,8 +220,8 @@ def make_app(model: PeftModel, tokenizer: Any, batch_size: int = 16, limits: Lim
         return JSONResponse({"detail": problems}, 422)
 
     @app.post("/translate")
-    async def answer(request: Request, body: Body) -> dict[str, list[str]]:
-        return {"translations": await translations.answer(body, request)}
+    async def answer(request: Request, body: Body) -> dict[str, list[Any]]:
+        return await translations.answer(body, request)
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 from ..errors import CorpusError
 from ..language_pair import LanguagePair, parse_pair
 from ..translation import Corpus, read_corpus
 from ..translation.direction import check_directions, is_header, names_exchanged
+from ..translation.examples import store
 from .options import is_main, parse_assignments
 
 _SAMPLED = 64
@@ -36,7 +38,8 @@ def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
     paths = parse_assignments(options.data, "--data")
     for pair, path in paths.items():
         other = str(LanguagePair(*reversed(parse_pair(pair))))
-        if Path(path).name.removesuffix(".gz").endswith(".tsv") and paths.get(other) == path:
+        same = Path(paths.get(other, "")).resolve() == Path(path).resolve()
+        if Path(path).name.removesuffix(".gz").endswith(".tsv") and same:
             raise CorpusError(
                 "--data",
                 f"{pair}={path}",
@@ -47,16 +50,17 @@ def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
 
 
 def _checked(corpus: Corpus, pair: str, path: str, options: argparse.Namespace) -> Corpus:
-    rows = [example.to_row() for example in corpus]
-    if is_header(rows[0]):
-        if names_exchanged(rows[0]) and not options.any_language:
-            remedy = f"its header says {rows[0]['source']!r}, then {rows[0]['target']!r}; exchange the columns."
+    first = corpus.examples[0].to_row()
+    if is_header(first):
+        if names_exchanged(first) and not options.any_language:
+            remedy = f"its header says {first['source']!r}, then {first['target']!r}; exchange the columns."
             raise CorpusError("--data", f"{pair}={path}", remedy)
-        _tell(options, f"{pair}: a header line is left out: {rows[0]['source']!r}, {rows[0]['target']!r}")
-        corpus, rows = Corpus(corpus.examples[1:], corpus.skipped), rows[1:]
-        if not rows:
+        if len(corpus) == 1:
             raise CorpusError("--data", f"{pair}={path}", "has no row but a header line.")
-    for doubt in check_directions({pair: rows[:: len(rows) // _SAMPLED + 1]}):
+        _tell(options, f"{pair}: a header line is left out: {first['source']!r}, {first['target']!r}")
+        corpus = Corpus(store(islice(corpus, 1, None)), corpus.skipped)
+    sampled = range(0, len(corpus), len(corpus) // _SAMPLED + 1)
+    for doubt in check_directions({pair: [corpus.examples[index].to_row() for index in sampled]}):
         if doubt.exchanged and not options.any_language:
             raise CorpusError("--data", f"{pair}={path}", f"{doubt.text}. --any-language takes it as it is.")
         _tell(options, doubt.text)
