@@ -143,7 +143,7 @@ class Translations:
         return [(text, index in found.cut) for index, text in enumerate(found.texts)]
 
     async def answer(self, body: Body, request: Request) -> dict[str, list[Any]]:
-        """What the client gets; HTTPException for what is refused, not translated in time, or asked by one that left."""
+        """What the client gets; HTTPException for what is refused, not translated in time, or of one that left."""
         if body.language_pair not in self.adapters:
             asked = repr(body.language_pair[:40])
             raise HTTPException(404, f"language_pair={asked}: one of {', '.join(self.adapters)}.")
