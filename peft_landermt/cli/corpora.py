@@ -27,7 +27,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
-    """The corpora of `--data`, by pair; a header line is left out.
+    """Read the corpora of `--data`, by pair; a header line is left out.
 
     Raises:
         CorpusError: A corpus cannot be read, one TSV is named for both directions, or source and target of one are

@@ -34,14 +34,14 @@ _FEWEST_LETTERS = 20
 
 
 def is_header(row: Mapping[str, Any]) -> bool:
-    """Whether a row names columns: `source` and `target`, or the codes or names of its languages."""
+    """Tell whether a row names columns: `source` and `target`, or the codes or names of its languages."""
     texts = [_as_name(row[side]) for side in ("source", "target")]
     names = _COLUMN_NAMES | {name for language in parse_pair(row["language_pair"]) for name in _names(language)}
     return texts[0] != texts[1] and all(text in names for text in texts)
 
 
 def names_exchanged(header: Mapping[str, Any]) -> bool:
-    """Whether a header line names the target language of its pair first."""
+    """Tell whether a header line names the target language of its pair first."""
     pair = parse_pair(header["language_pair"])
     return _as_name(header["source"]) in _names(pair.target) and _as_name(header["target"]) in _names(pair.source)
 
@@ -54,7 +54,7 @@ class Doubt(NamedTuple):
 
 
 def check_directions(sample: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Doubt]:
-    """What is doubtful about the languages of some rows of every pair.
+    """Tell what is doubtful about the languages of some rows of every pair.
 
     All texts of a side are looked at together: by py3langid where that is installed and knows the languages, and by
     their scripts.
@@ -79,7 +79,7 @@ def check_directions(sample: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
 
 
 def _fits(text: str, language: str) -> bool:
-    """Whether text may be in a language, as far as can be told."""
+    """Tell whether text may be in a language, as far as can be told."""
     written, expected = script_of(text), parse_language(language).written_in
     if written is not None and expected in _SCRIPTS and written != _family(expected):
         return False
@@ -91,8 +91,8 @@ def _family(script: str) -> str:
 
 
 def script_of(text: str) -> str | None:
-    """What most letters of a text are written in, as `_SCRIPTS` calls it, `Jpan` where there are kana; None for less
-    than 20 letters."""
+    """Tell what most letters of a text are written in, as `_SCRIPTS` calls it, `Jpan` where there are kana; None for
+    less than 20 letters."""
     letters = Counter(unicodedata.name(character, "").split(" ")[0] for character in text if character.isalpha())
     kana = sum(letters.pop(name, 0) for name in _KANA)
     letters["CJK"] += kana

@@ -119,7 +119,7 @@ class LanderTrainer(Trainer):
 
     @property
     def _data_parallel(self) -> bool:
-        """Whether transformers puts the model into torch's DataParallel."""
+        """Tell whether transformers puts the model into torch's DataParallel."""
         quantized = any(getattr(self.model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
         return self.args.n_gpu > 1 and not quantized
 
@@ -204,18 +204,18 @@ class LanderTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _not_repeated(self, count: int) -> int:
-        """How many of a batch's rows are no repetitions, which fill the last batches of several processes."""
+        """Count those of a batch's rows that are no repetitions, which fill the last batches of several processes."""
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return count
         return min(max(state.remainder - self.accelerator.process_index * count, 0), count)
 
     def _cuts_logits(self, plain: nn.Module) -> bool:
-        """Whether logits are computed only where there are labels; DataParallel would split the positions too."""
+        """Tell whether logits are computed only where there are labels; DataParallel would split the positions too."""
         return accepts(plain, "logits_to_keep") and not is_encoder_decoder(plain) and not self._data_parallel
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
+        """Make the step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
         plain = self.accelerator.unwrap_model(model)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if isinstance(labels, torch.Tensor) and self._cuts_logits(plain):
