@@ -15,6 +15,7 @@ from ..language_pair import LanguagePair, parse_pair
 from ..padding import IGNORED, pad_rows, padding_id
 from ..prompt import Prompt, encode_continuation, encode_prompt
 from ..seq2seq import decoder_inputs, encode_labels, encode_source, is_encoder_decoder, starts_from_code
+from .corpus import text_problem
 from .models import prompt_of
 from .templates import TEMPLATES, choose_template
 from .whitespace import one_line, one_space
@@ -101,7 +102,8 @@ class TranslationCollator:
     def ends(self) -> list[str]:
         """Return texts of the tokens that end a translation."""
         prompts = [] if self.encoder_decoder else [Prompt.parse(template) for template in self.templates or TEMPLATES]
-        return list(dict.fromkeys(prompt.end or self.tokenizer.eos_token for prompt in prompts))
+        named = (prompt.end for prompt in prompts if prompt.end)
+        return list(dict.fromkeys([self.tokenizer.eos_token, *named]))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self._encode(row) for row in rows]
@@ -200,10 +202,13 @@ def check_fields(row: Mapping[str, Any]) -> LanguagePair:
     """Return the language pair of a row that holds what rows hold.
 
     Raises:
-        CorpusError: It lacks a field, or that has no text.
+        CorpusError: It lacks a field, or that has no text, or what is none: NUL characters, half of a surrogate pair.
         LanguagePairError: Its pair is malformed.
     """
     missing = [name for name in FIELDS if not isinstance(row.get(name), str) or not row[name].strip()]
     if missing:
         raise CorpusError("row", dict(row), f"lacks {', '.join(missing)}; rows hold {', '.join(FIELDS)}.")
+    problem = text_problem(row["source"], row["target"])
+    if problem is not None:
+        raise CorpusError("row", dict(row), f"{problem}; leave it out.")
     return parse_pair(row["language_pair"])

@@ -74,8 +74,9 @@ def collect_examples(
     def examples() -> Iterator[TranslationExample]:
         language_pair = str(pair)
         for outcome in outcomes:
-            if isinstance(outcome, str) or isinstance(outcome := _checked(*outcome), str):
-                skipped[outcome] += 1
+            problem = outcome if isinstance(outcome, str) else text_problem(*outcome)
+            if problem is not None:
+                skipped[problem] += 1
             else:
                 yield TranslationExample(*outcome, language_pair)
 
@@ -88,7 +89,8 @@ def collect_examples(
     return corpus
 
 
-def _checked(source: str, target: str) -> Outcome:
+def text_problem(source: str, target: str) -> str | None:
+    """Tell why two strings are no text that tokenizers and files take; None if they are."""
     if "\0" in source or "\0" in target:
         return NUL
     try:
@@ -96,7 +98,7 @@ def _checked(source: str, target: str) -> Outcome:
         (source + target).encode()
     except UnicodeEncodeError:
         return NOT_UTF8
-    return source, target
+    return None
 
 
 def select_texts(row: Mapping[str, Any], pair: LanguagePair, columns: tuple[str, str] | None = None) -> Outcome:

@@ -23,7 +23,7 @@ from .labels import labelled_positions, labels_together
 from .losses import PairLosses, TranslationLoss
 from .models import accepts, keep_prompt, routed_pairs, row_parameters, slow_down, training_metrics
 from .rows import UsableRows, check_rows
-from .scoring import evaluate_translation
+from .scoring import evaluate_translation, metrics_for
 
 
 class LanderTrainer(Trainer):
@@ -132,6 +132,8 @@ class LanderTrainer(Trainer):
         if isinstance(self.data_collator, TranslationCollator) and _is_sized(rows):
             pairs = routed_pairs(self.accelerator.unwrap_model(self.model))
             report = check_rows(rows, name, self.data_collator, pairs)
+            for pair in report.sample if self.predict_with_generate and name != "train_dataset" else ():
+                metrics_for(pair, self.generation_options.get("bleu_tokenizer"))  # what they lack is told now
             doubts = [doubt.text for doubt in check_directions(report.sample)] if self.check_languages else []
             if report.num_cut:
                 doubts.append(

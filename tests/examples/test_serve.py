@@ -19,6 +19,7 @@ import uvicorn
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import detect_neurons, split_adapter, translate
+from peft_landermt.translation import translate_counted
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from ..tuner.helpers import adapt
@@ -101,6 +102,17 @@ def client(folders: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[C
     made = Client(folders, tokenizer, "llama")
     yield made
     made.stop()
+
+
+def test_translations_that_were_cut_are_told(client: Client) -> None:
+    """As `translate_counted` tells of each sentence alone; a random model finds an end for some."""
+    sentences = ["", *SENTENCES["en"]]
+    status, answer, _ = client.send(json.dumps({"language_pair": PAIRS[0], "sentences": sentences}).encode())
+    assert status == 200
+    client.alone(PAIRS[0], [])  # takes the pair's adapter
+    alone = [translate_counted(client.model, client.tokenizer, [text], PAIRS[0]) for text in sentences]
+    assert answer["cut"] == [index for index, found in enumerate(alone) if found.cut]
+    assert answer["cut"] and 0 not in answer["cut"]
 
 
 def test_requests_of_several_pairs_at_once(client: Client) -> None:
