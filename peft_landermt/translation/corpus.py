@@ -74,8 +74,9 @@ def collect_examples(
     def examples() -> Iterator[TranslationExample]:
         language_pair = str(pair)
         for outcome in outcomes:
-            problem = outcome if isinstance(outcome, str) else text_problem(*outcome)
-            if problem is not None:
+            if isinstance(outcome, str):
+                skipped[outcome] += 1
+            elif (problem := text_problem(*outcome)) is not None:
                 skipped[problem] += 1
             else:
                 yield TranslationExample(*outcome, language_pair)

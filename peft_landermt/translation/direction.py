@@ -84,7 +84,7 @@ def check_directions(sample: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
             doubts.append(Doubt(f"sources and targets of {name} look exchanged, {shown}: {remedy}", True))
         elif wrong:
             doubts.append(Doubt(f"rows of {name} do not look like {' and '.join(map(language_name, wrong))}, {shown}"))
-    return doubts + _shared_rows(sample)
+    return _shared_rows(sample) + doubts
 
 
 def _shared_rows(sample: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Doubt]:
