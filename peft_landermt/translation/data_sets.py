@@ -112,7 +112,7 @@ def _load_rows(
 
 
 def _config_for(name: str, pair: LanguagePair) -> str | None:
-    """The configuration of a data set that is named after the pair; None, the data set's default, without one."""
+    """Find the configuration of a data set that is named after the pair; None, the data set's default, without one."""
     there = get_dataset_config_names(name)
     codes = [tuple(pair), tuple(flores_code(language) for language in pair)]
     named = [f"{first}-{second}" for source, target in codes for first, second in ((source, target), (target, source))]
