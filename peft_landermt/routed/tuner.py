@@ -286,6 +286,9 @@ class RoutedTuner(BaseTuner):
         cls, model: nn.Module, config: RoutedConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        if len(remapped) < len(state_dict):
+            key = next(key for key in state_dict if f".{adapter_name}." in key)
+            raise AdapterError("state_dict", key, "is there without the adapter's name too; give one of the two.")
         merged = [layer for layer in model.modules() if isinstance(layer, RoutedLayer) and layer.merged_adapters]
         if any(adapter_name in layer.merged_adapters for layer in merged):
             raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
