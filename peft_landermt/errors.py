@@ -21,7 +21,8 @@ class LanderError(ValueError):
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(printable(f"{_shortened(field)}={_shortened(repr(value))}: {_shortened(remedy, _LONGEST_REMEDY)}"))
+        given = f"{_shortened(field)}={_shortened(repr(value))}"
+        super().__init__(printable(f"{given}: {_shortened(remedy, _LONGEST_REMEDY)}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.field, self.value, self.remedy)

@@ -61,8 +61,11 @@ class AdapterFolder:
         path = Path(self.name, self.subfolder or "")
         if (path / CONFIG_NAME).is_file():
             _read_config(path / CONFIG_NAME)
-        if (path / SAFETENSORS_WEIGHTS_NAME).exists():
-            with _read(path / SAFETENSORS_WEIGHTS_NAME) as weights, safe_open(weights, framework="pt"):
+        weights = path / SAFETENSORS_WEIGHTS_NAME
+        if weights.exists() and not weights.is_file():  # opening a pipe would wait for its writer
+            raise AdapterError("adapter", str(weights), "is no file; save or download it anew.")
+        if weights.exists():
+            with _read(weights), safe_open(weights, framework="pt"):
                 pass
         elif (path / WEIGHTS_NAME).exists():
             remedy = f"may run code when read; only {SAFETENSORS_WEIGHTS_NAME} is read."

@@ -16,6 +16,8 @@ from .config import RoutedConfig
 from .layer import Blocks, RoutedLayer
 
 _IN_KEYS = ("base_model", "model", "base_layer", "original_module", "modules_to_save", "weight", "bias")
+_SECONDS = 0.1
+"""In which a pattern must match a name; there are some hundreds of names."""
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
 
@@ -53,14 +55,14 @@ def is_target(config: RoutedConfig, key: str) -> Any:
         key: The module's name.
 
     Raises:
-        ConfigError: Matching takes longer than a second.
+        ConfigError: Matching takes too long.
     """
     plain = copy.copy(config)
     plain.modules_to_save = None  # PEFT would quietly leave them out; check_saved_modules refuses both at once
     for field in ("target_modules", "exclude_modules"):
         if isinstance(pattern := getattr(config, field), str):
             try:
-                found = regex.fullmatch(pattern, key, timeout=1.0)
+                found = regex.fullmatch(pattern, key, timeout=_SECONDS)
             except TimeoutError as error:
                 raise ConfigError(field, pattern, f"takes too long to match {key!r}; name the modules.") from error
             setattr(plain, field, {key if found else "-"})  # no module has this name

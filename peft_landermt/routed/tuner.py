@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,12 @@ class RoutedTuner(BaseTuner):
             check_state(source.tensors(), *expected, others_loaded=len(self.peft_config) > 1)
             source.check_digest()
         keep_unpacked(model)
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: RoutedConfig) -> None:
+        # PEFT asks whether embeddings are targets, which FFNs are not, by matching patterns without a time limit
+        plain = copy.copy(peft_config)
+        plain.target_modules = None
+        super()._check_tied_modules(model, plain)
 
     @classmethod
     def blocks_name(cls) -> str:

@@ -106,8 +106,9 @@ def _load_rows(
         else:
             config_name = config_name or _config_for(name, pair)
             yield from load_dataset(name, config_name, split=split, streaming=streaming)
-    # LookupError: how load_from_disk fails on a data set that was saved without rows
-    except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
+    # LookupError: how load_from_disk fails on a data set that was saved without rows; SystemError: how Arrow does on
+    # a damaged one
+    except (OSError, ValueError, RuntimeError, LookupError, SystemError, DatasetsError) as error:
         raise CorpusError("name_or_path, split", (name, split), f"cannot be loaded ({error}); {_FORMS}.") from error
 
 

@@ -71,7 +71,11 @@ ROADS: dict[str, tuple[str | None, Callable[..., Any]]] = {
 }
 
 
-READ_FIRST = {"set_peft_model_state_dict": ("peft",), "AutoModel": ("transformers",)}
+READ_FIRST = {
+    "set_peft_model_state_dict": ("peft",),
+    "AutoModel": ("transformers",),
+    "AutoPeftModel": ("transformers",),
+}
 """Who looks at a state dict or a folder before this package is asked, even if it says that it is of this package."""
 
 

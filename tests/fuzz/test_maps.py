@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -49,10 +50,8 @@ class Maps:
         if isinstance(header, dict) and sign != "not":
             header.pop("digest", None)
             if sign == "anew":
-                try:
+                with contextlib.suppress(RuntimeError, TypeError):  # of types that no map has
                     header["digest"] = digest_of(header, tensors)
-                except (RuntimeError, TypeError):  # of types that no map has
-                    pass
         save_file(tensors, self.path, {"neuron_map": json.dumps(header)})
 
 
