@@ -62,7 +62,7 @@ def _with_lora(model: Any, config: LoraConfig, batches: Batches) -> Any:
 def _with_lander(model: Any, run: Run, neuron_map: NeuronMap | None) -> Any:
     if run.method == "lander-lora":
         model = inject_adapter_in_model(lora(lora_alpha=16, exclude_modules=ffn_projections(model)), model)
-        del model.peft_config  # else PEFT takes LoRA for an adapter of LANDER's
+        del model.peft_config  # else PEFT takes LoRA for an adapter of LANDeRMT's
     config = LanderConfig(task_type="CAUSAL_LM", neuron_map=neuron_map, language_pairs=list(run.pairs), **run.options)
     model = get_peft_model(model, config)
     for name, weight in model.named_parameters():

@@ -1,8 +1,8 @@
-"""How much Python stands between a mixed batch and its matrix products: LANDER beside PEFT's LoRA.
+"""How much Python stands between a mixed batch and its matrix products: LANDeRMT beside PEFT's LoRA.
 
     python benchmarks/calls.py
 
-A tiny Llama with random weights, three adapted FFNs, and one forward of three samples: LANDER with three language
+A tiny Llama with random weights, three adapted FFNs, and one forward of three samples: LANDeRMT with three language
 pairs in one adapter, LoRA on the projections of the same FFNs with three adapters. Counted are the calls of functions
 in the method's own package (`peft_landermt`, or `peft` for LoRA), how many functions and files these are, how many of
 its frames stand above a matrix product or its indexing at most, and how many modules are made while the model runs.
@@ -42,11 +42,11 @@ LINEARS = r".*\.[012]\.mlp\.(gate|up|down)_proj"
 LANGUAGES = ("en", "de", "fr")
 PAIRS = ("en-de", "de-en", "en-fr")
 LANDER: dict[str, dict[str, Any]] = {
-    "LANDER": {},
-    "LANDER, whole rows": {"general_rank": None},
-    "LANDER, paper": {"general_rank": None, "car": "paper", "inactive_neurons": "drop"},
-    "LANDER, learned gates": {"car": "learned"},
-    "LANDER, gates of the token": {"car": "token"},
+    "LANDeRMT": {},
+    "LANDeRMT, whole rows": {"general_rank": None},
+    "LANDeRMT, paper": {"general_rank": None, "car": "paper", "inactive_neurons": "drop"},
+    "LANDeRMT, learned gates": {"car": "learned"},
+    "LANDeRMT, gates of the token": {"car": "token"},
 }
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 INDEXING = ("index_select", "index_add", "index_copy", "index_put", "gather", "scatter", "scatter_add", "getitem")
@@ -135,7 +135,7 @@ def make_lander(**options: Any) -> nn.Module:
 
 
 def make_lora() -> nn.Module:
-    """One adapter for each pair, on every projection of the FFNs that LANDER adapts."""
+    """One adapter for each pair, on every projection of the FFNs that LANDeRMT adapts."""
     config = partial(LoraConfig, task_type="CAUSAL_LM", r=16, target_modules=LINEARS)
     model = get_peft_model(make_base(), config(), PAIRS[0])
     for pair in PAIRS[1:]:

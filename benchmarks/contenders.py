@@ -1,4 +1,4 @@
-"""What speed.py compares: the base model, full finetuning, LoRA, SHiRA and LANDER on one base and one batch."""
+"""What speed.py compares: the base model, full finetuning, LoRA, SHiRA and LANDeRMT on one base and one batch."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Bench:
         return copy.deepcopy(self.base, memo)  # type: ignore[arg-type]
 
     def routing(self, name: str, rows: int) -> dict[str, list[str]]:
-        """What a call of a LANDER contender says about the pairs of its rows; nothing for one pair."""
+        """What a call of a LANDeRMT contender says about the pairs of its rows; nothing for one pair."""
         run = CONTENDERS[name]
         if run.method != "lander" or len(run.pairs) < 2:
             return {}

@@ -33,7 +33,7 @@ class Scale:
         pairs: Directions.
         flores: FLORES-200 devtest lines that are scored; None: none, the development loss is all that counts.
         news: Lines of newstest2014 and newstest2016 that are scored; None: neither.
-        activation_statistic: What LANDER chooses layers by; runs name it where it is not the paper's `"mean"`.
+        activation_statistic: What LANDeRMT chooses layers by; runs name it where it is not the paper's `"mean"`.
     """
 
     rows: int = 400
@@ -86,7 +86,7 @@ def lora_on_ffns(scale: Scale) -> Run:
 
 
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
-    """LANDER with the library's defaults, but for what is named."""
+    """LANDeRMT with the library's defaults, but for what is named."""
     run = baseline("lander", scale, detection={**_detection(scale), **(detection or {})}, options=options)
     return replace(run, learning_rates=_learning_rates("lander, rows", scale)) if run.form == "rows" else run
 
@@ -144,7 +144,7 @@ def choices(scale: Scale) -> list[Named]:
 
 
 def rates(scale: Scale) -> list[Named]:
-    """Every method at each of its learning rates, also with attention alone or beside; LANDER's rows at parts of it,
+    """Every method at each of its learning rates, also with attention alone or beside; LANDeRMT's rows at parts of it,
     or not tuned."""
     runs = {
         "Full finetuning": baseline("full", scale),

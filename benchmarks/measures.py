@@ -148,7 +148,7 @@ def load_all(bench: Bench, folders: Mapping[str, Path]) -> PeftModel:
 
 
 def save_ten(bench: Bench, name: str, output: Path) -> dict[str, Path]:
-    """Ten pair adapters as folders: a LANDER adapter split, or one LoRA adapter ten times."""
+    """Ten pair adapters as folders: a LANDeRMT adapter split, or one LoRA adapter ten times."""
     model = bench.make(name)
     if CONTENDERS[name].method == "lander":
         return split_adapter(model, output)

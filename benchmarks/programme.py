@@ -27,7 +27,7 @@ BAR: Arms = {
     "LoRA r=16, v o down": lora([5e-4, 2e-4, 1e-3], target_modules=V_O_DOWN),
     "LoRA r=40, v o down": lora([5e-4, 2e-4, 1e-3], r=40, target_modules=V_O_DOWN),
 }
-"""What LANDER is measured by: LoRA on all linear layers, and on those that write to the residual stream."""
+"""What LANDeRMT is measured by: LoRA on all linear layers, and on those that write to the residual stream."""
 
 STARTS: Arms = {
     f"{name}, {start}": lora([1e-4, 5e-5, 2e-4], **BAR[name]["options"], init_lora_weights=start, **options)
@@ -48,6 +48,6 @@ FORMS: Arms = {
     "LANDER, all neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "layers"}),
     "LANDER, random neurons": lander([1e-3, 5e-4, 2e-3], control="random neurons"),
 }
-"""LANDER on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
+"""LANDeRMT on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
 
 PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS, "forms": FORMS}

@@ -12,7 +12,7 @@ from typing import Any
 UNTRAINED = ("zero-shot", "few-shot")
 LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
-"""`lander-lora` has LoRA in the attention, which LANDER leaves alone; at the scale of LANDER's factors."""
+"""`lander-lora` has LoRA in the attention, which LANDeRMT leaves alone; at the scale of LANDeRMT's factors."""
 METHODS = (*UNTRAINED, "full", "adapter", "shira", *LORA, *LANDER)
 
 
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def form(self) -> str:
-        """What LANDER's deltas are: `rows`, `factors` or `both`."""
+        """What LANDeRMT's deltas are: `rows`, `factors` or `both`."""
         tune = self.options.get("tune", "pair")
         if tune == "specific" or self.options.get("general_rank", 16) is None:
             return "rows"

@@ -1,4 +1,4 @@
-"""Time, memory and size of LANDER beside full finetuning, LoRA, SHiRA and the base model.
+"""Time, memory and size of LANDeRMT beside full finetuning, LoRA, SHiRA and the base model.
 
     python benchmarks/speed.py --output benchmarks/results/speed.jsonl   # Gemma 3 270M
     python benchmarks/speed.py --shape tiny --repeats 3                  # random weights, seconds

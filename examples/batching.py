@@ -1,8 +1,9 @@
 """Batches out of the sentences of many clients: whose turn it is, and who has to wait for whom.
 
-One thread translates, because a model runs one call at a time. Clients take turns, and so do the requests of one
-client: a batch takes one sentence of each before it takes a second of any. A batch holds sentences of like length, and
-steps aside, between two tokens, for one of shorter sentences; so short sentences do not wait for long ones.
+One thread translates: calls side by side would only take time from each other, and a batch gives more for it. Clients
+take turns, and so do the requests of one client: a batch takes one sentence of each before it takes a second of any. A
+batch holds sentences of like length, and steps aside, between two tokens, for one of shorter sentences; so short
+sentences do not wait for long ones.
 """
 
 from __future__ import annotations

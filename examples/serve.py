@@ -59,7 +59,7 @@ class Body(BaseModel):
 
 
 def load(base: Any, folders: list[str]) -> PeftModel:
-    """The base with an adapter for each folder; blocks that they share are kept once."""
+    """Load an adapter from each folder into the base."""
     names = [folder.replace(".", "_") for folder in folders]  # PEFT's names have no dots
     model = PeftModel.from_pretrained(base, folders[0], adapter_name=names[0])
     for folder, name in zip(folders[1:], names[1:], strict=True):

@@ -2,7 +2,8 @@
 
     python examples/train_with_seq2seq_trainer.py --model facebook/nllb-200-distilled-600M --output out
 
-Evaluation translates, and the best checkpoint by chrF++ is kept.
+Evaluation translates, and the best checkpoint by chrF++ is kept. `TranslationLoss` makes the same step of the same
+rows in any number of batches and processes, which the losses of these models do not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from peft_landermt import LanderConfig, TranslationCollator, detect_neurons, eva
 from peft_landermt.demo import load_base, load_demo_corpus
 from peft_landermt.language_pair import parse_pair
 from peft_landermt.seq2seq import generation_start
-from peft_landermt.translation import score_translations
+from peft_landermt.translation import FullPrecisionCheckpoints, TranslationLoss, score_translations
 
 
 def main() -> float:
@@ -61,10 +62,12 @@ def main() -> float:
             report_to=[],
             remove_unused_columns=False,  # the collator reads source, target and language_pair
         ),
-        data_collator=TranslationCollator(tokenizer, encoder_decoder=True),
+        data_collator=TranslationCollator(tokenizer, model=model),
         train_dataset=rows[8:],
         eval_dataset=rows[:8],
         compute_metrics=score,
+        compute_loss_func=TranslationLoss(encoder_decoder=True),
+        callbacks=[FullPrecisionCheckpoints()],
     )
     trainer.train()
     model.save_pretrained(str(args.output / "adapter"))

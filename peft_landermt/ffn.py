@@ -54,7 +54,7 @@ class FFNLayout:
         return cls(tuple(inputs), output, fused=fused)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that `from_dict` reads, and JSON can hold."""
+        """Return the form that `from_dict` reads, and JSON can hold."""
         return {
             "inputs": list(self.inputs),
             "output": self.output,
@@ -108,6 +108,7 @@ class FFN:
 
     @property
     def projections(self) -> tuple[str, ...]:
+        """Names of its linear layers, the output projection last."""
         return (*self.inputs, self.output)
 
     @property
@@ -161,7 +162,7 @@ def _recognise_by_shape(module: nn.Module, name: str) -> FFN | None:
 
 
 def list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
-    """All FFNs of a language model, or of that part of a multimodal one, in the order of its modules.
+    """List all FFNs of a language model, or of that part of a multimodal one, in the order of its modules.
 
     Shapes are asked only where no name in the model is known: many models have other bottlenecks beside their FFNs.
 
@@ -180,7 +181,7 @@ def list_ffns(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
 
 
 def find_ffns(model: nn.Module, layout: FFNLayout | None = None) -> list[FFN]:
-    """All FFNs of a model, first layer first; of a multimodal one, those of its language model.
+    """Find all FFNs of a model, first layer first; of a multimodal one, those of its language model.
 
     Args:
         model: The base model.

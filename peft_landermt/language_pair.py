@@ -79,7 +79,7 @@ def check_language(code: str, field: str = "language") -> str:
 
 
 def parse_language(code: str, field: str = "language") -> LanguageTag:
-    """What a language code says.
+    """Read what a language code says.
 
     Raises:
         LanguagePairError: If it has not the form of one, or its language, script or region is unknown.
@@ -128,24 +128,25 @@ def parse_pairs(pairs: Iterable[str], field: str = "language_pairs") -> list[Lan
 
 
 def languages_of(pairs: Iterable[LanguagePair]) -> list[str]:
-    """The languages of `pairs`, sorted, each once."""
+    """Return the languages of `pairs`, sorted, each once."""
     return sorted({language for pair in pairs for language in pair})
 
 
 def two_letter_code(code: str) -> str:
-    """ISO 639-1 code of a language (`zho_Hans` → `zh`, `pt_BR` → `pt`, `nb` → `no`), else that of ISO 639-3."""
+    """Return the ISO 639-1 code of a language (`zho_Hans` → `zh`, `pt_BR` → `pt`, `nb` → `no`), else the 639-3 one."""
     language = parse_language(code).language
     return language.macro or language.code
 
 
 def flores_code(code: str) -> str:
-    """Code in FLORES-200 (`de` → `deu_Latn`); the code itself where it names a script or region, or has none there."""
+    """Return the code in FLORES-200 (`de` → `deu_Latn`); the code itself where it names a script or region, or has
+    none there."""
     return code if "_" in code else FLORES_CODES.get(parse_language(code).language.code, code)
 
 
 @lru_cache(4096)
 def language_name(code: str) -> str:
-    """English name of a language, with the script or region that its code asks for.
+    """Return the English name of a language, with the script or region that its code asks for.
 
     A script is left out where the language has no other in common use: `deu_Latn` is German, but `sr_Cyrl` is Serbian
     (Cyrillic script), `zh_TW` Chinese (Traditional, Taiwan) and `pt_BR` Portuguese (Brazil).

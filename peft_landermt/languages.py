@@ -65,7 +65,8 @@ _BY_CODE = {code: language for language in LANGUAGES.values() for code in (langu
 
 @lru_cache(4096)
 def find_language(code: str) -> Language | None:
-    """The language that an ISO 639 code, or one of FLORES-200 without its script, means; None if there is none."""
+    """Find the language that an ISO 639 code, or one of FLORES-200 without its script, means; None if there is
+    none."""
     if code in _BY_CODE:
         return _BY_CODE[code]
     name = _names_on_the_hub().get(code)
@@ -91,7 +92,8 @@ def _names_on_the_hub() -> dict[str, str]:
 
 
 def script_in(language: Language, script: str | None = None, region: str | None = None) -> str:
-    """ISO 15924 code of what a language is written in: `script` where it is named, else by region, else the usual."""
+    """Return the ISO 15924 code of what a language is written in: `script` where it is named, else by region, else the
+    usual."""
     if script is not None:
         return _HANGUL.get(script, script)
     for written in REGIONS[region].scripts if region in REGIONS else ():

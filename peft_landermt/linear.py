@@ -16,7 +16,7 @@ _PACKS = "support_avx512bf16_for_cpu"
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) features of a linear layer, quantized ones included; None for any other module."""
+    """Return (in, out) features of a linear layer, quantized ones included; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
     inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -26,23 +26,23 @@ def features(module: nn.Module) -> tuple[int, int] | None:
 
 
 def weight_rows(module: nn.Module) -> torch.Tensor:
-    """The weight of a linear layer as (out, in), a view."""
+    """View the weight of a linear layer as (out, in)."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
 def has_dense_weight(module: nn.Module) -> bool:
-    """Whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written: neither
-    quantized, nor split over devices, nor waiting elsewhere (offloaded)."""
+    """Tell whether the layer's weight is a plain tensor of floating-point numbers, which can be read and written:
+    neither quantized, nor split over devices, nor waiting elsewhere (offloaded)."""
     weight = getattr(module, "weight", None)
     plain = isinstance(module, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
     return plain and weight.dtype in _FLOATS and not weight.is_meta  # type: ignore[union-attr]
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device on which a layer computes, also while its weight is offloaded, and the type of its weight, or torch's
-    default where that is no type to compute in (quantized)."""
+    """Return the device on which a layer computes, also while its weight is offloaded, and the type of its weight, or
+    torch's default where that is no type to compute in (quantized)."""
     weight = getattr(module, "weight", None)
     stored = weight if weight is not None else next(chain(module.parameters(), module.buffers()))
     execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -51,8 +51,8 @@ def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the layer is x W^T + b with a dense weight, and does nothing else; hooks, such as those of offloading,
-    are something else."""
+    """Tell whether the layer is x W^T + b with a dense weight, and does nothing else; hooks, such as those of
+    offloading, are something else."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
     plain = type(module) is Conv1D or type(module).forward is nn.Linear.forward
     return plain and not hooked and has_dense_weight(module)
@@ -82,7 +82,7 @@ def allow_packing(layers: Iterable[nn.Module]) -> None:
 
 
 def is_packed(layer: nn.Module) -> bool:
-    """Whether bitsandbytes has packed the layer's weight."""
+    """Tell whether bitsandbytes has packed the layer's weight."""
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     return bool(getattr(state, "packing_format_for_cpu", False))
 

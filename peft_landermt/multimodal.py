@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 
 
 def language_modules(model: nn.Module, root: bool = False) -> list[tuple[str, nn.Module]]:
-    """Modules of a model that read or write text, by name; towers for images and sound and their projectors are not
-    among them.
+    """List the modules of a model that read or write text, by name; towers for images and sound and their projectors
+    are not among them.
 
     transformers tells: a composite config says which of its parts are text, each part of the model has the config
     that it was made from, and every model class names the modalities that it reads.

@@ -36,7 +36,7 @@ Number = TypeVar("Number", float, torch.Tensor)
 
 
 def conditional_awareness(specific: Number, general: Number) -> Number:
-    """Conditional awareness CAR (eq. 6): the share of the specific neurons in the awareness of a pair.
+    """Compute conditional awareness, CAR (eq. 6): the share of the specific neurons in the awareness of a pair.
 
     Args:
         specific: Sum of Phi over the pair's language-specific neurons.
@@ -88,7 +88,8 @@ class NeuronMap:
     """Which FFN layers and neurons matter to which language pairs.
 
     Made by [`detect_neurons`]; `save` and `load` keep it as one safetensors file. A map that contradicts itself cannot
-    be made: the constructor raises [`NeuronMapError`].
+    be made: the constructor raises [`NeuronMapError`]. Methods raise it for a layer that the base model has not, and
+    [`LanguagePairError`] for a pair or language that the map does not hold.
 
     Attributes:
         languages: Language codes; the order of the L axis.
@@ -96,7 +97,7 @@ class NeuronMap:
         layer_changes: For every pair, D_i of every layer but the last (eq. 2); None for the last of an encoder.
         neurons: One entry per FFN of the base model; in an encoder-decoder, of both.
         width: Model width d.
-        fingerprint: Identifies the base weights; see `peft_landermt.ffn.fingerprint`.
+        fingerprint: Identifies the base weights; see `peft_landermt.fingerprint.fingerprint`.
         signature: One line that tells how the map was made: base, data, options, version.
     """
 
@@ -114,6 +115,7 @@ class NeuronMap:
 
     @property
     def language_pairs(self) -> list[str]:
+        """The pairs that layers were found for."""
         return list(self.pair_layers)
 
     @property
@@ -122,20 +124,20 @@ class NeuronMap:
         return len(self.neurons)
 
     def layers(self, language_pair: str) -> list[int]:
-        """Indices of the layers relevant to a pair, ascending (eq. 2)."""
+        """Return the indices of the layers relevant to a pair, ascending (eq. 2)."""
         return list(self.pair_layers[self._pair(language_pair)])
 
     def general(self, layer: int) -> torch.Tensor:
-        """Language-general neurons of a layer: int64 indices, ascending (eq. 5)."""
+        """Return the language-general neurons of a layer: int64 indices, ascending (eq. 5)."""
         return torch.nonzero(self._layer(layer).owner == GENERAL).flatten()
 
     def specific(self, layer: int, language: str) -> torch.Tensor:
-        """Neurons of a layer that are specific to a language: int64 indices, ascending (eq. 5)."""
+        """Return the neurons of a layer that are specific to a language: int64 indices, ascending (eq. 5)."""
         index = self._language(language)
         return torch.nonzero(self._layer(layer).owner == index).flatten()
 
     def awareness_sums(self, layer: int, language_pair: str) -> tuple[float, float]:
-        """Sums of Phi over the pair's specific and over the general neurons of a layer.
+        """Sum Phi over the pair's specific and over the general neurons of a layer.
 
         Phi of a pair is the mean of Phi of its two languages.
         """
@@ -147,7 +149,7 @@ class NeuronMap:
         return float(phi[specific].sum()), float(phi[entry.owner == GENERAL].sum())
 
     def car(self, layer: int, language_pair: str) -> float:
-        """Conditional awareness of a pair in a layer (eq. 6)."""
+        """Compute the conditional awareness of a pair in a layer (eq. 6)."""
         return conditional_awareness(*self.awareness_sums(layer, language_pair))
 
     def _pair(self, language_pair: str) -> str:
@@ -234,7 +236,7 @@ class NeuronMap:
         )
 
     def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
-        """The chosen pairs, checked; all pairs of the map for None."""
+        """Check the chosen pairs, and return them: all pairs of the map for None."""
         return [parse_pair(self._pair(pair)) for pair in (language_pairs or self.language_pairs)]
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of `path` when the block ends without an error.
+    """Give a path to write to, whose file takes the place of `path` when the block ends without an error.
 
     Missing folders are made. A link is replaced, not followed: a folder of a stranger may have one that leads out of
     it. A pipe or device is written to as it is.
@@ -50,7 +50,7 @@ def write_text(path: str | os.PathLike[str], text: str, errors: str = "strict") 
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill, which becomes `path`, so far absent or empty, when the block ends without an error.
+    """Give a folder to fill, which becomes `path`, so far absent or empty, when the block ends without an error.
 
     Raises:
         OSError: `path` is there and not empty, or the folder cannot be written; `path` is as it was.

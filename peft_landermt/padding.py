@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,8 @@ IGNORED = -100
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The tokenizer's padding token, or a token that stands in for it; what it is does not matter under the mask."""
+    """Return the tokenizer's padding token, or a token that stands in for it; what it is does not matter under the
+    mask."""
     known = (tokenizer.pad_token_id, getattr(tokenizer, "eos_token_id", None), 0)
     return next(token for token in known if token is not None)
 
@@ -21,10 +22,23 @@ def padding_id(tokenizer: Any) -> int:
 def pad_rows(
     rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, 1 for tokens and 0 for padding: two int64 (B, T)."""
+    """Pad token ids, and make their mask, 1 for tokens and 0 for padding: two int64 (B, T)."""
     ids = [torch.tensor(row) for row in rows]
     masks = [torch.ones_like(row) for row in ids]
     return (
         pad_sequence(ids, batch_first=True, padding_value=value, padding_side=side),
         pad_sequence(masks, batch_first=True, padding_side=side),
     )
+
+
+def end_together(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Right-padded rows as left-padded ones, with `position_ids`, so that every token keeps the place that it had.
+
+    Args:
+        rows: Tensors (B, T), among them `attention_mask`; padding is moved in all of them.
+    """
+    mask = rows["attention_mask"]
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))
+    moved = {name: values.gather(1, places % length) for name, values in rows.items()}
+    return {**moved, "position_ids": places.clamp(min=0)}

@@ -29,12 +29,12 @@ def check_started(error: type[LanderError]) -> None:
 
 
 def same_everywhere(value: Any) -> bool:
-    """Whether all processes have an equal value here."""
+    """Tell whether all processes have an equal value here."""
     return all(other == value for other in _gathered(value))
 
 
 def shared(items: Sequence[Item], work: Callable[[Item], Result], distributed: bool) -> Iterator[Result]:
-    """`work` of every item, in order; with `distributed` each process does its share, and all get all results.
+    """Do `work` of every item, in order; with `distributed` each process does its share, and all get all results.
 
     Every process works equally often, since weights split by FSDP are gathered in step; the last item may therefore
     be done by several. An error in one process is raised in all, so that none waits for it.

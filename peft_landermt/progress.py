@@ -11,7 +11,7 @@ SECONDS_IN_A_LOG = 30.0
 
 
 def progress_bar(total: int, description: str, shown: bool) -> Any:
-    """A bar; where standard error is no terminal, a line at most every 30 seconds.
+    """Make a bar; where standard error is no terminal, a line at most every 30 seconds.
 
     Args:
         total: Number of steps.

@@ -11,7 +11,7 @@ _LARGEST = 2**63
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse the value of a JSON text.
 
     Raises:
         ValueError: The text is no JSON; a key comes twice in an object; lists or objects lie too deep in each other; a

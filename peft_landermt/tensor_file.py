@@ -20,7 +20,7 @@ _TYPES = {"I32", "I64", "F16", "BF16", "F32"}
 
 
 def digest_of(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of a header and of the names, types, shapes and bytes of tensors, as hexadecimal digits."""
+    """Compute the SHA-256 of a header and of the names, types, shapes and bytes of tensors, as hexadecimal digits."""
     names = sorted(tensors)
     described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     digest = hashlib.sha256(json.dumps([header, described]).encode())

@@ -1,8 +1,10 @@
-"""Every Python block of README and docs runs, with tiny models in place of those that it names."""
+"""Every Python block of README and docs runs, with tiny models in place of those that it names; and what pages name is
+there: commands, options, targets of make, files, functions."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import shlex
 from collections.abc import Callable
@@ -22,7 +24,9 @@ from peft_landermt.cli import make_parser
 
 from .conftest import SENTENCES, build_model
 from .translation.test_encoder_decoders import build as build_encoder_decoder
+from .tuner.behaviours.case import ADAPTERS, MODULES
 from .tuner.test_architectures import tiny
+from .tuner.test_behaviours import BEHAVIOURS
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ["en-de", "de-en"]
@@ -150,3 +154,45 @@ def test_every_command_is_in_the_readme() -> None:
     subparsers = next(action for action in make_parser()._actions if action.dest == "command")
     assert isinstance(subparsers.choices, dict)
     assert {shlex.split(command)[0] for command in commands("README.md")} == set(subparsers.choices)
+
+
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_targets_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"\b(?:tests|examples|peft_landermt|docs)/[\w/.]*\w", text):
+        assert (ROOT / name).exists(), name
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    for line in re.findall(r"(?:`|^)make ([a-z ]+)", text, flags=re.M):
+        assert set(line.split()) <= set(targets), line
+
+
+def test_files_that_make_and_its_targets_name_are_there() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/]+\.\w+", text):
+        assert (ROOT / name).exists() or name.startswith("benchmarks/results/"), name
+
+
+def test_functions_of_the_paper_are_where_the_table_says() -> None:
+    """Rows name a file of the package, then functions in it, then maybe another file."""
+    table = re.findall(r"^\|.*\|$", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), flags=re.M)
+    checked = 0
+    for row in itertools.takewhile(lambda row: not row.startswith("| Tensor"), table):
+        source = ""
+        for name in re.findall(r"`([\w/.]+)`", row):
+            if name.endswith(".py"):
+                source = (ROOT / "peft_landermt" / name).read_text(encoding="utf-8")
+            else:
+                assert re.search(rf"^ *def {name}\(", source, flags=re.M), (row, name)
+                checked += 1
+    assert checked > 10
+
+
+def test_the_readme_counts_behaviours() -> None:
+    numbers = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    kinds, others = numbers[len(ADAPTERS) - 2], numbers[len(MODULES) - 3]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(BEHAVIOURS)} behaviours of PEFT and transformers, on Llama with {kinds} kinds of adapter" in text
+    assert f"on {others} other architectures with two" in text

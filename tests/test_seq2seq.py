@@ -18,9 +18,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from peft_landermt.errors import LanguagePairError
+from peft_landermt.errors import CorpusError, LanguagePairError
 from peft_landermt.language_pair import LanguagePair
-from peft_landermt.seq2seq import encode_source, encode_target, generation_start, language_code
+from peft_landermt.padding import IGNORED
+from peft_landermt.seq2seq import encode_labels, encode_source, encode_target, generation_start, language_code
 
 from .conftest import SENTENCES
 
@@ -48,7 +49,7 @@ def vocabulary(pieces: Path, *tokens: str) -> str:
     model = sentencepiece.SentencePieceProcessor(model_file=str(pieces / "spm.model"))
     known = [model.id_to_piece(index) for index in range(model.get_piece_size())]
     entries = [*_SPECIAL, *(piece for piece in known if piece not in _SPECIAL), *tokens]
-    path = pieces / f"vocab-{len(tokens)}.json"
+    path = pieces / f"vocab-{'-'.join(token.strip('<>') for token in tokens)}.json"
     path.write_text(json.dumps({token: index for index, token in enumerate(entries)}), encoding="utf-8")
     return str(path)
 
@@ -131,6 +132,7 @@ def test_madlad_and_t5() -> None:
         (nllb, "de", "deu_Latn"),
         (nllb, "zho_Hant", "zho_Hant"),
         (nllb, "ace_Arab", "ace_Arab"),
+        (nllb, "ace", "ace_Latn"),
         (lambda: mbart(MBartTokenizer), "zh", "zh_CN"),
         (lambda: mbart(MBartTokenizer), "deu_Latn", "de_DE"),
     ],
@@ -141,7 +143,7 @@ def test_language_code(make: Any, language: str, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("make", "language"),
-    [(nllb, "xx"), (nllb, "ace"), (nllb, "zh_TW"), (lambda: mbart(MBartTokenizer), "zh_TW")],
+    [(nllb, "xx"), (nllb, "zh_TW"), (lambda: mbart(MBartTokenizer), "zh_TW")],
 )
 def test_no_such_code(make: Any, language: str) -> None:
     tokenizer = make()
@@ -149,6 +151,84 @@ def test_no_such_code(make: Any, language: str) -> None:
     with pytest.raises(LanguagePairError, match=f"language_pair='{language}': the tokenizer has .* own codes"):
         encode_source(tokenizer, "ab", LanguagePair("en", language))
     assert tokenizer.src_lang == before
+
+
+OPUS = [">>cmn_Hans<<", ">>cmn_Hant<<", ">>srp_Latn<<", ">>srp_Cyrl<<", ">>ara<<", ">>fas<<", ">>nor<<"]
+
+
+@pytest.mark.parametrize(
+    ("target", "token"),
+    [
+        *(
+            ("zh", ">>cmn_Hans<<"),
+            ("zh_Hans", ">>cmn_Hans<<"),
+            ("zh_Hant", ">>cmn_Hant<<"),
+            ("zho_Hant", ">>cmn_Hant<<"),
+        ),
+        *(("sr", ">>srp_Cyrl<<"), ("sr_Latn", ">>srp_Latn<<"), ("srp_Latn", ">>srp_Latn<<")),
+        *(("ar", ">>ara<<"), ("arb_Arab", ">>ara<<"), ("fa", ">>fas<<"), ("pes", ">>fas<<"), ("no", ">>nor<<")),
+    ],
+)
+def test_target_tokens_of_marian(pieces: Path, target: str, token: str) -> None:
+    spm = str(pieces / "spm.model")
+    tokenizer = MarianTokenizer(spm, spm, vocabulary(pieces, *OPUS))
+    source = encode_source(tokenizer, "tea", LanguagePair("en", target))
+    assert tokenizer.convert_ids_to_tokens(source)[0] == token
+
+
+@pytest.mark.parametrize("target", ["fr", "zh_TW", "nn", "hr"])
+def test_a_target_that_marian_does_not_have(pieces: Path, target: str) -> None:
+    spm = str(pieces / "spm.model")
+    tokenizer = MarianTokenizer(spm, spm, vocabulary(pieces, *OPUS))
+    listed = "ara, cmn_Hans, cmn_Hant, fas, nor, srp_Cyrl, srp_Latn"
+    with pytest.raises(
+        LanguagePairError, match=f"no one target token for {target}; it translates into these: {listed}"
+    ):
+        encode_source(tokenizer, "tea", LanguagePair("en", target))
+
+
+@pytest.mark.parametrize("target", ["de", "zh", "he", "tl", "fr", "zh_Hant", "sr_Latn"])
+def test_target_tokens_of_madlad(target: str) -> None:
+    tokens = {"de": "<2de>", "zh": "<2zh>", "he": "<2iw>", "tl": "<2fil>"}
+    madlad = T5Tokenizer(vocab=[(token, 0.0) for token in [*_LETTERS, *tokens.values(), "<2sr>"]])
+    pair = LanguagePair("en", target)
+    if target in tokens:
+        assert encode_source(madlad, "ab", pair) == madlad(f"{tokens[target]} ab")["input_ids"]
+    else:
+        with pytest.raises(LanguagePairError, match=f"no one target token for {target}; .*: de, fil, iw, sr, zh"):
+            encode_source(madlad, "ab", pair)
+
+
+def test_target_tokens_that_are_added_later() -> None:
+    madlad = T5Tokenizer(vocab=[(token, 0.0) for token in [*_LETTERS, "<2de>"]])
+    with pytest.raises(LanguagePairError):
+        encode_source(madlad, "ab", LanguagePair("de", "fr"))
+    madlad.add_tokens(["<2fr>"])
+    assert encode_source(madlad, "ab", LanguagePair("de", "fr")) == madlad("<2fr> ab")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["nllb", "mbart", "mbart50", "t5"])
+def test_a_text_that_was_cut_does_not_teach_its_end(kind: str) -> None:
+    """Labels are the text alone then; the decoder still gets a language code where it starts from one."""
+    makers = {"nllb": nllb, "mbart": lambda: mbart(MBartTokenizer), "mbart50": lambda: mbart(MBart50Tokenizer)}
+    tokenizer = makers.get(kind, lambda: mbart(T5Tokenizer))()
+    whole = encode_target(tokenizer, "abcdef", EN_DE)
+    assert (
+        encode_labels(tokenizer, "abcdef", EN_DE)
+        == encode_labels(tokenizer, "abcdef", EN_DE, len(whole))
+        == (whole, whole)
+    )
+    ids, labels = encode_labels(tokenizer, "abcdef", EN_DE, len(whole) - 2)
+    assert ids == encode_target(tokenizer, "abcd", EN_DE)
+    end = ids.index(tokenizer.eos_token_id)
+    assert labels == ids[:end] + [IGNORED] * (len(ids) - end)
+    assert (ids[-1] == tokenizer.convert_tokens_to_ids("de_DE")) == (kind == "mbart")
+
+
+@pytest.mark.parametrize("template", ["{source}{target}", "{source}: {target}</s>"])
+def test_an_encoder_does_not_read_the_translation(template: str) -> None:
+    with pytest.raises(CorpusError, match="an encoder reads the source alone"):
+        encode_source(mbart(T5Tokenizer), "ab", EN_DE, template=template)
 
 
 def test_a_plain_tokenizer_gets_an_instruction(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all subcommands."""
+    """Make the parser with all subcommands."""
     parser = _Parser(prog="landermt", description="Adapt language models to translation, one language pair at a time.")
     parser.add_argument("--version", action="version", version=f"peft_landermt {__version__}")
     shtab.add_argument_to(parser, help="print a completion script for this shell: eval it, or keep it in a file")

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 
 def expand(arguments: Sequence[str], subparsers: Mapping[str, argparse.ArgumentParser]) -> list[str]:
-    """The command line with the options of its `--config` file put first, so that what it says itself wins.
+    """Put the options of a command line's `--config` file first, so that what it says itself wins.
 
     Args:
         arguments: The command line.

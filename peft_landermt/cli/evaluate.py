@@ -8,14 +8,17 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..outputs import write_text
-from ..translation import evaluate_translation, read_corpus
+from ..translation import evaluate_translation
 from ..translation.models import routing_arguments
+from .corpora import add_data_options, read_corpora
 from .options import (
     add_model_options,
+    add_prompt_options,
     is_main,
     load_adapted_model,
     parse_assignments,
     processes,
+    prompt_template,
     with_texts,
 )
 from .outputs import add_overwrite_option, claim, write_json
@@ -32,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="example:\n  landermt evaluate --adapter out --data en-de=test.tsv --output scores.json",
     )
     add_model_options(parser, adapter=True)
-    parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")
+    add_data_options(parser)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-beams", type=int, default=1)
     parser.add_argument("--limit", type=int, help="score only this many sentences of each corpus")
@@ -41,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
         "--texts",
         help="folder for sources, translations and references, line by line: en-de.src, en-de.hyp, en-de.ref",
     )
+    add_prompt_options(parser)
     add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
@@ -48,10 +52,10 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
-    data = parse_assignments(options.data, "--data")
-    texts = [Path(options.texts, f"{pair}.{ending}") for pair in data for ending in _TEXTS] if options.texts else []
+    pairs = parse_assignments(options.data, "--data")
+    texts = [Path(options.texts, f"{pair}.{ending}") for pair in pairs for ending in _TEXTS] if options.texts else []
     claim(options, [*texts, *([options.output] if options.output else [])])
-    corpora = {pair: read_corpus(path, pair) for pair, path in data.items()}
+    corpora = read_corpora(options)
     model, tokenizer = load_adapted_model(options)
     for pair in corpora:
         routing_arguments(model, [pair], None)  # an unknown pair is refused before the first is translated
@@ -70,6 +74,8 @@ def run(options: argparse.Namespace) -> None:
             pair,
             batch_size=options.batch_size,
             num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
+            template=prompt_template(options, tokenizer),
             distributed=processes(options) is not None,
             progress=main,
         )

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def print_neuron_map(neuron_map: NeuronMap) -> None:
-    """Layers and conditional awareness of every pair, and neurons of every language in these layers."""
+    """Print layers and conditional awareness of every pair, and neurons of every language in these layers."""
     print(printable(neuron_map.signature))
     print("\n| pair | layers (CAR) |\n|---|---|")
     for pair in neuron_map.language_pairs:
@@ -49,7 +49,7 @@ def print_neuron_map(neuron_map: NeuronMap) -> None:
 
 
 def print_adapter(folder: Path) -> None:
-    """Pairs, options and sizes of an adapter folder."""
+    """Print pairs, options and sizes of an adapter folder."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LanderConfig):
         raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one.")
@@ -61,6 +61,7 @@ def print_adapter(folder: Path) -> None:
         f"options: car={config.car} inactive_neurons={config.inactive_neurons} tune={config.tune} "
         f"general_rank={config.general_rank}"
     )
+    print(f"prompt: {config.prompt!r}")
     size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     print(f"size: {size / 1e6:.2f} MB")
     if config.neuron_counts:

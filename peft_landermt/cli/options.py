@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers.utils import logging as transformers_logging
 
 from ..demo import load_base
+from ..demo.base import NAME as DEMO_NAME
 from ..errors import AdapterError, ConfigError
 from ..seq2seq import is_encoder_decoder
-from ..translation import TranslationScores
+from ..translation import TranslationScores, chat_prompt
 from ..translation.lines import read_text_lines
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -25,8 +27,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
     """Add `--model`, `--dtype`, `--device` and, if asked for, `--adapter`."""
     parser.add_argument(
         "--model",
-        default="demo",
-        help="base model: a folder, a Hub id, a GGUF file, or 'demo', Gemma 3 270M (default: %(default)s)",
+        help="base model: a folder, a Hub id, a GGUF file, or 'demo', Gemma 3 270M (default: the base that the "
+        "adapter names; without an adapter, demo)",
     )
     parser.add_argument(
         "--dtype",
@@ -40,7 +42,8 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
 
 
 def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
-    """The base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on disk."""
+    """Load the base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on
+    disk."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -48,29 +51,67 @@ def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[An
     device = options.device or (alone if state is None else str(state.device))
     automatic = torch.float32 if device == "cpu" else torch.bfloat16
     dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_base(options.model, "auto" if as_stored and options.dtype == "auto" else dtype, device)
+    return load_base(base_name(options), "auto" if as_stored and options.dtype == "auto" else dtype, device)
+
+
+def base_name(options: argparse.Namespace) -> str:
+    """`--model`; else the base that the adapter was made on; else the demo base.
+
+    Raises:
+        ConfigError: The adapter names no base, or a folder that is not there.
+    """
+    adapters = [getattr(options, "adapter", None), *getattr(options, "adapters", ())]
+    adapter = next((adapter for adapter in adapters if adapter), None)
+    if options.model is not None or adapter is None:
+        return str(options.model or "demo")
+    named = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if named and Path(named).is_absolute() and not Path(named).exists():
+        if Path(named).name == DEMO_NAME:  # in the cache of the machine that it was made on
+            return "demo"
+        raise ConfigError("--model", named, "the adapter was made on it, and it is not here; name the base model.")
+    if not named:
+        raise ConfigError("--model", None, f"{adapter} names no base model; name it.")
+    return str(named)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--prompt` and `--max-new-tokens`."""
+    parser.add_argument(
+        "--prompt",
+        metavar="TEMPLATE",
+        help="'chat', the tokenizer's chat template, or a text with {source}, {source_language} and {target_language} "
+        "(default: the one that the adapter was trained with)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="limit for a translation (default: more than any needs, by its source)"
+    )
+
+
+def prompt_template(options: argparse.Namespace, tokenizer: Any) -> str | None:
+    """The template that `--prompt` asks for; None without one."""
+    return chat_prompt(tokenizer) if options.prompt == "chat" else options.prompt
 
 
 def processes(options: argparse.Namespace) -> PartialState | None:
-    """The processes that `accelerate launch` or torchrun started; None where this is the only one."""
+    """Return the processes that `accelerate launch` or torchrun started; None where this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     return PartialState(cpu=options.device == "cpu")
 
 
 def is_main(options: argparse.Namespace) -> bool:
-    """Whether this process prints and writes."""
+    """Tell whether this process prints and writes."""
     state = processes(options)
     return state is None or state.is_main_process
 
 
 def task_type(model: Any) -> str:
-    """PEFT's name for what the model does."""
+    """Return PEFT's name for what the model does."""
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
 def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
-    """The base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    """Load the base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
     model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
@@ -82,7 +123,7 @@ def require_adapter(options: argparse.Namespace) -> None:
 
 
 def parse_assignments(values: list[str], option: str) -> dict[str, str]:
-    """`["en-de=corpus.tsv", ...]` as a dictionary.
+    """Read `["en-de=corpus.tsv", ...]` as a dictionary.
 
     Raises:
         ConfigError: A value has no `=`, or a key comes twice.
@@ -97,12 +138,12 @@ def parse_assignments(values: list[str], option: str) -> dict[str, str]:
 
 
 def with_texts(score: TranslationScores, sources: list[str], references: list[str]) -> dict[str, Any]:
-    """Scores of a direction with all texts, as `landermt report` reads them."""
+    """Give scores of a direction with all texts, as `landermt report` reads them."""
     return {**asdict(score), "sources": sources, "references": references}
 
 
 def read_lines(path: str) -> list[str]:
-    """Lines of a text file without their ends; empty lines at the end are left out."""
+    """Read the lines of a text file without their ends; empty lines at the end are left out."""
     lines = read_text_lines(path)
     while lines and not lines[-1]:
         lines.pop()

@@ -162,7 +162,8 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
     write_json(output / "results.json", results)
     _print_results(results, before, after, corpus)
     if options.output:
-        trial = f"landermt translate --model {options.model} --adapter {folders[pairs[0]]} --pair {pairs[0]}"
+        base = f"--model {options.model} " if options.model else ""  # else the one that the adapters name
+        trial = f"landermt translate {base}--adapter {folders[pairs[0]]} --pair {pairs[0]}"
         print(f"\nAdapters and results are in {output}. Try:\n  echo 'Good morning.' | {trial}")
 
 

@@ -14,10 +14,10 @@ from ..errors import ConfigError, CorpusError
 from ..lander import LanderConfig
 from ..lander.layout import CHOICES
 from ..outputs import written_whole
-from ..seq2seq import is_encoder_decoder
-from ..translation import LanderTrainer, TranslationCollator, clean, read_corpus
+from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
 from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
-from .options import add_model_options, is_main, load_model, parse_assignments, task_type
+from .corpora import add_data_options, read_corpora
+from .options import add_model_options, is_main, load_model, prompt_template, task_type
 from .outputs import ADAPTER, add_overwrite_option, claim_folder, save_adapter
 
 _EXAMPLE = """example:
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EXAMPLE,
     )
     add_model_options(parser)
-    parser.add_argument("--data", nargs="+", required=True, metavar="PAIR=CORPUS")
+    add_data_options(parser)
     parser.add_argument("--check-languages", action="store_true", help="leave out what is in another language")
     parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
     parser.add_argument("--output", required=True, help="adapter folder to write")
@@ -44,6 +44,12 @@ def add_parser(subparsers: Any) -> None:
         "--accumulation", type=int, default=2, help="batches per optimizer step (default: %(default)s)"
     )
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and translation")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEMPLATE",
+        help="'chat', the tokenizer's chat template, for instruct models, or a text with {source}, {source_language} "
+        "and {target_language}; kept with the adapter for translation (default: one of ten for each row)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
     add_overwrite_option(parser)
@@ -66,17 +72,17 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = last_whole_checkpoint(options.output) if options.resume else None
     if options.resume and checkpoint is None:
         raise ConfigError("--resume", options.output, "holds no whole checkpoint; leave out --resume.")
-    rows = []
-    for pair, path in parse_assignments(options.data, "--data").items():
-        read = read_corpus(path, pair)
+    corpora, rows = read_corpora(options), []
+    for pair, read in corpora.items():
         corpus, report = clean(read, check_languages=options.check_languages)
         unreadable = "".join(f"; {count} rows skipped: {reason}" for reason, count in read.skipped.items())
         if is_main(options):
-            print(f"{pair}: {report}{unreadable}")
+            first = corpus.examples[0]
+            print(f"{pair}: {report}{unreadable}; first: {first.source[:40]!r} -> {first.target[:40]!r}")
         rows += [example.to_row() for example in corpus]
     config = LanderConfig(
         neuron_map=options.neuron_map,
-        language_pairs=list(parse_assignments(options.data, "--data")),
+        language_pairs=list(corpora),
         car=options.car,
         inactive_neurons=options.inactive_neurons,
         tune=options.tune,
@@ -88,10 +94,15 @@ def run(options: argparse.Namespace) -> None:
     set_seed(options.seed)
     base, tokenizer = load_model(options)
     config.task_type = task_type(base)
+    prompt = prompt_template(options, tokenizer)
     collator = TranslationCollator(
-        tokenizer, seed=options.seed, max_length=options.max_length, encoder_decoder=is_encoder_decoder(base)
+        tokenizer,
+        templates=None if prompt is None else [prompt],
+        seed=options.seed,
+        max_length=options.max_length,
+        model=base,
     )
-    rows = _fitting(rows, collator, options)
+    usable = _usable(rows, collator, options)
     model = get_peft_model(base, config)
     if is_main(options):
         model.print_trainable_parameters()
@@ -114,8 +125,9 @@ def run(options: argparse.Namespace) -> None:
             use_cpu=base.device.type == "cpu",
         ),
         data_collator=collator,
-        train_dataset=rows,
+        train_dataset=usable,
         processing_class=tokenizer,
+        check_languages=False,  # of the corpora, above
     )
     if options.overwrite and checkpoint is None and is_main(options):
         remove_checkpoints(options.output)  # of an earlier run
@@ -133,11 +145,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"written: {options.output}")
 
 
-def _fitting(rows: list[dict[str, str]], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
-    """The rows that leave room for a translation within `--max-length`."""
-    fitting = [row for row in rows if collator.fits(row)]
-    if not fitting:
-        raise CorpusError("--max-length", options.max_length, "leaves no row with room for a translation; raise it.")
-    if len(fitting) < len(rows) and is_main(options):
-        print(f"{len(rows) - len(fitting)} rows skipped: no room for a translation in {options.max_length} tokens")
-    return fitting
+def _usable(rows: list[dict[str, str]], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
+    """The rows that can be trained on, such as leave room for a translation within `--max-length`."""
+    usable, report = usable_rows(rows, collator)
+    reasons = "; ".join(f"{count} rows skipped: {reason}" for reason, count in report.reasons.items())
+    if not usable:
+        remedy = f"leaves no row with room for a translation ({reasons}); raise it, or look at the corpus."
+        raise CorpusError("--max-length", options.max_length, remedy)
+    if reasons and is_main(options):
+        print(reasons)
+    return usable

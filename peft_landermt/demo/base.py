@@ -26,14 +26,14 @@ NAME = "gemma-3-270m"
 
 
 def cache_folder() -> Path:
-    """Where the converted model is kept: `$LANDERMT_CACHE`, or `peft_landermt` in the user's cache folder."""
+    """Tell where the converted model is kept: `$LANDERMT_CACHE`, or `peft_landermt` in the user's cache folder."""
     if os.environ.get("LANDERMT_CACHE"):
         return Path(os.environ["LANDERMT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_landermt"
 
 
 def convert_demo_base() -> Path:
-    """Folder of the demo base as a plain transformers model, converted from GGUF on the first call (a minute).
+    """Convert the demo base from GGUF, on the first call (a minute), and return the folder of the plain model.
 
     Raises:
         ConfigError: If the packages of the extra `demo` are not installed.
@@ -63,7 +63,7 @@ def convert_demo_base() -> Path:
 def load_gguf(
     path: str | os.PathLike[str], dtype: torch.dtype | str = torch.float32, device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer from a GGUF file; its weights are unpacked to `dtype`."""
+    """Load a causal language model and its tokenizer from a GGUF file; its weights are unpacked to `dtype`."""
     folder, gguf_file = os.path.split(os.path.abspath(path))
     options: dict[str, Any] = {"gguf_file": gguf_file, "dtype": dtype}
     try:
@@ -77,7 +77,7 @@ def load_gguf(
 
 
 def load_demo_base(dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
-    """The demo base and its tokenizer.
+    """Load the demo base and its tokenizer.
 
     Args:
         dtype: Type of the weights. float32 is the fastest on CPUs without bfloat16 instructions.
@@ -90,7 +90,7 @@ def load_demo_base(dtype: torch.dtype | str = torch.float32, device: str = "cpu"
 
 
 def load_base(name: str, dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
-    """A base model and its tokenizer: `demo`, a GGUF file, a folder or a Hub id.
+    """Load a base model and its tokenizer: `demo`, a GGUF file, a folder or a Hub id.
 
     Args:
         name: Which.

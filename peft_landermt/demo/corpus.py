@@ -29,10 +29,11 @@ class DemoCorpus:
 
     @property
     def languages(self) -> list[str]:
+        """Codes of the languages of the corpus."""
         return list(self.train)
 
     def training_rows(self, language_pairs: Sequence[str]) -> list[dict[str, str]]:
-        """Rows for [`LanderTrainer`]: all training sentences in every one of the pairs.
+        """Make rows for [`LanderTrainer`]: all training sentences in every one of the pairs.
 
         Raises:
             LanguagePairError: If a language is not in the corpus.
@@ -44,7 +45,7 @@ class DemoCorpus:
         return rows
 
     def pair(self, language_pair: str, part: str = "test") -> tuple[list[str], list[str]]:
-        """Source and target sentences of a pair in one part.
+        """Return the source and target sentences of a pair in one part.
 
         Raises:
             LanguagePairError: If a language is not in the corpus.

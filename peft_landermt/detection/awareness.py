@@ -6,7 +6,7 @@ import torch
 
 
 def taylor_awareness(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """| dL/dh_i · h_i |: how much the loss would change, to first order, were h_i zero (eq. 3).
+    """Compute | dL/dh_i · h_i |: how much the loss would change, to first order, were h_i zero (eq. 3).
 
     Args:
         activation: (..., p); h.
@@ -19,7 +19,7 @@ def taylor_awareness(activation: torch.Tensor, gradient: torch.Tensor) -> torch.
 
 
 def sum_over_tokens(activation: torch.Tensor, gradient: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Sums over the tokens of a batch of what eq. 4 takes means of: |dL/dh · h|, dL/dh and |h|.
+    """Sum over the tokens of a batch of what eq. 4 takes means of: |dL/dh · h|, dL/dh and |h|.
 
     Args:
         activation: (B, T, p), or its rows one below the other; h.

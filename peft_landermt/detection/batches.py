@@ -19,7 +19,8 @@ from ..errors import CorpusError
 from ..language_pair import TRANSLATION_PROMPT, LanguagePair, format_prompt
 from ..linear import device_and_dtype
 from ..padding import IGNORED, pad_rows, padding_id
-from ..seq2seq import decoder_inputs, encode_source, encode_target, is_encoder_decoder
+from ..prompt import encode_prompt
+from ..seq2seq import decoder_inputs, encode_labels, encode_source, is_encoder_decoder
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Batch:
 
     @property
     def num_predicted(self) -> int:
+        """Number of tokens that the loss covers."""
         return int((self.labels != IGNORED).sum())
 
 
@@ -60,7 +62,7 @@ class Batcher:
     max_length: int
 
     def of_sentences(self, texts: Mapping[str, Sequence[str]]) -> list[Batch]:
-        """Every sentence of every language once in each stack."""
+        """Make batches of every sentence of every language once in each stack."""
         if is_encoder_decoder(self.model):
             return [
                 batch
@@ -72,17 +74,21 @@ class Batcher:
         return [batch for language in texts for batch in self._of_texts(texts[language], language)]
 
     def of_pair(self, texts: Mapping[str, Sequence[str]], pair: LanguagePair) -> list[Batch]:
-        """What the model reads when it translates the sentences of a pair."""
+        """Tell what the model reads when it translates the sentences of a pair."""
         if is_encoder_decoder(self.model):
             return self._of_translations(pair, texts[pair.source], texts[pair.target])
         prompts = [format_prompt(TRANSLATION_PROMPT, text, pair) for text in texts[pair.source]]
-        return self._of_texts(prompts, pair.source)
+        return self._of_tokens([encode_prompt(self.tokenizer, prompt) for prompt in prompts], pair.source)
 
     def _of_texts(self, texts: Sequence[str], language: str) -> list[Batch]:
-        encoded = [self.tokenizer(text)["input_ids"][: self.max_length] for text in texts]
+        encoded = [self.tokenizer(text)["input_ids"] for text in texts]
         for text, ids in zip(texts, encoded, strict=True):
             if len(ids) < 2:
                 raise CorpusError("sentences", text, "has fewer than two tokens; leave it out in every language.")
+        return self._of_tokens(encoded, language)
+
+    def _of_tokens(self, rows: Sequence[list[int]], language: str) -> list[Batch]:
+        encoded = [row[: self.max_length] for row in rows]
         batches = []
         for chosen in self._by_length(encoded):
             ids, mask = self._padded([encoded[index] for index in chosen])
@@ -93,16 +99,16 @@ class Batcher:
 
     def _of_translations(self, pair: LanguagePair, sources: Sequence[str], targets: Sequence[str]) -> list[Batch]:
         encoded = [encode_source(self.tokenizer, text, pair, self.max_length) for text in sources]
-        expected = [encode_target(self.tokenizer, text, pair, self.max_length) for text in targets]
+        expected = [encode_labels(self.tokenizer, text, pair, self.max_length) for text in targets]
         batches = []
         for chosen in self._by_length(encoded):
             ids, mask = self._padded([encoded[index] for index in chosen])
-            target, target_mask = self._padded([expected[index] for index in chosen])
-            labels = target.masked_fill(target_mask == 0, IGNORED)
+            target, target_mask = self._padded([expected[index][0] for index in chosen])
+            labels = self._padded([expected[index][1] for index in chosen])[0].masked_fill(target_mask == 0, IGNORED)
             inputs = {
                 "input_ids": ids,
                 "attention_mask": mask,
-                "decoder_input_ids": decoder_inputs(self.model, labels),
+                "decoder_input_ids": decoder_inputs(self.model, target.masked_fill(target_mask == 0, IGNORED)),
             }
             masks = {"encoder": mask, "decoder": target_mask}
             batches.append(Batch(inputs, masks, labels, {"encoder": pair.source, "decoder": pair.target}))
@@ -120,8 +126,8 @@ class Batcher:
 
 
 def rotated_pairs(languages: Sequence[str], num_sentences: int) -> list[tuple[LanguagePair, list[int]]]:
-    """Pairs and the sentences they translate, such that every sentence n of every language is source in one pair and
-    target in one: language i goes with language i + 1 + (n mod (L - 1)), counted around."""
+    """List pairs and the sentences they translate, such that every sentence n of every language is source in one pair
+    and target in one: language i goes with language i + 1 + (n mod (L - 1)), counted around."""
     count = len(languages)
     return [
         (

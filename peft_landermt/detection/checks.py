@@ -18,7 +18,7 @@ from .layers import ActivationStatistic
 
 
 def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[LanguagePair]) -> None:
-    """Calibration sentences must be parallel, not empty, and there for every language of the pairs.
+    """Check that calibration sentences are parallel, not empty, and there for every language of the pairs.
 
     Raises:
         CorpusError: Numbers of sentences differ, a sentence is empty, or there are fewer than two languages.
@@ -46,7 +46,7 @@ def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[Language
 
 
 def check_options(activation_statistic: str, batch_size: int, max_length: int) -> None:
-    """Options of `detect_neurons`.
+    """Check the options of `detect_neurons`.
 
     Raises:
         DetectionError: One is out of range.
@@ -59,7 +59,7 @@ def check_options(activation_statistic: str, batch_size: int, max_length: int) -
 
 
 def check_model(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
-    """The model's FFNs, if neurons can be detected in it.
+    """Return the model's FFNs, if neurons can be detected in it.
 
     Raises:
         ArchitectureError: It has no FFN that is recognised or named, or has adapters, or no language-model head;
@@ -83,7 +83,7 @@ def check_model(model: nn.Module, layout: FFNLayout | None) -> list[FFN]:
 
 
 def check_all_seen(ffns: list[FFN], collected: Sequence[Sequence[torch.Tensor]]) -> None:
-    """Every FFN must run once in a pass.
+    """Check that every FFN runs once in a pass.
 
     Args:
         ffns: The FFNs.
@@ -111,7 +111,7 @@ def check_finite(
     statistics: Mapping[str, Sequence[torch.Tensor]],
     ffns: list[FFN],
 ) -> None:
-    """What was found must be finite.
+    """Check that what was found is finite.
 
     Args:
         activations: A_{i,n} of every pair (eq. 1).

@@ -18,7 +18,7 @@ ActivationStatistic = Literal["mean", "mean_abs"]
 def mean_activation(
     hidden: torch.Tensor, attention_mask: torch.Tensor, statistic: ActivationStatistic = "mean"
 ) -> torch.Tensor:
-    """A_{i,n}: the mean activation of one FFN layer in every forward pass of a batch (eq. 1).
+    """Compute A_{i,n}, the mean activation of one FFN layer in every forward pass of a batch (eq. 1).
 
     Args:
         hidden: (B, T, p); activations h that enter the output projection, one prompt per row.
@@ -36,7 +36,7 @@ def mean_activation(
 
 
 def layer_changes(activations: torch.Tensor) -> torch.Tensor:
-    """D_i = | mean_n A_{i,n} - mean_n A_{i+1,n} | (eq. 2).
+    """Compute D_i = | mean_n A_{i,n} - mean_n A_{i+1,n} | (eq. 2).
 
     Args:
         activations: (layers, N); A_{i,n} over N prompts.
@@ -49,7 +49,7 @@ def layer_changes(activations: torch.Tensor) -> torch.Tensor:
 
 
 def relevant_layers(changes: torch.Tensor, num_layers: int) -> list[int]:
-    """The `num_layers` layers i with the largest D_i, ascending; ties go to the lower layer (eq. 2).
+    """Return the `num_layers` layers i with the largest D_i, ascending; ties go to the lower layer (eq. 2).
 
     The last layer has no D_i; it comes last, so that `num_layers` equal to the model's selects every layer.
     """
@@ -58,7 +58,7 @@ def relevant_layers(changes: torch.Tensor, num_layers: int) -> list[int]:
 
 
 def changes_in_stacks(activations: torch.Tensor, stacks: Sequence[str]) -> tuple[float | None, ...]:
-    """D_i (eq. 2) of every FFN but the model's last; None for one without a successor in its stack.
+    """Compute D_i (eq. 2) of every FFN but the model's last; None for one without a successor in its stack.
 
     Args:
         activations: (layers, N); A_{i,n} over N prompts.
@@ -72,7 +72,7 @@ def changes_in_stacks(activations: torch.Tensor, stacks: Sequence[str]) -> tuple
 
 
 def layers_in_stacks(changes: Sequence[float | None], stacks: Sequence[str], num_layers: int) -> tuple[int, ...]:
-    """The relevant layers of every stack, ascending (eq. 2), from the changes of all layers."""
+    """Return the relevant layers of every stack, ascending (eq. 2), from the changes of all layers."""
     chosen = [
         indices[place]
         for indices in _by_stack(stacks)
@@ -88,7 +88,7 @@ def _by_stack(stacks: Sequence[str]) -> list[list[int]]:
 
 
 def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
-    """The map that detection would have made with another number of relevant layers, without detecting again.
+    """Make the map that detection would have made with another number of relevant layers, without detecting again.
 
     Args:
         neuron_map: A map; it is left as it is.

@@ -16,13 +16,13 @@ from ..seq2seq import is_encoder_decoder
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the model can be asked for the logits of the last positions only."""
+    """Tell whether the model can be asked for the logits of the last positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside; every module and parameter as before outside, also on error.
+    """Have evaluation mode and no weight gradients inside; outside all is as before, also on error.
 
     The graph starts at the output of the input embeddings, an encoder's where there is one, instead of at a weight.
     """
@@ -33,7 +33,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     embeddings = reader.get_input_embeddings()  # type: ignore[operator]
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.requires_grad_(True) if torch.is_grad_enabled() else output
+        # a copy, which models that scale it in place may change
+        return output.requires_grad_(True).clone() if torch.is_grad_enabled() else output
 
     with ExitStack() as stack:
         stack.callback(_restore, training, trainable)

@@ -1,4 +1,4 @@
-"""LANDER: the neurons of a language pair, tuned and routed."""
+"""PEFT type `LANDER`, the tuner of LANDeRMT: the neurons of a language pair, tuned and routed."""
 
 from .adapters import join_adapters, split_adapter
 from .config import LanderConfig

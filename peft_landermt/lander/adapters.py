@@ -93,7 +93,7 @@ def join_adapters(
 
 
 def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str) -> tuple[LanderConfig, State]:
-    """Config and state of one pair of an adapter."""
+    """Return config and state of one pair of an adapter."""
     chosen = copy.copy(config)
     chosen.language_pairs = [pair]
     chosen.neuron_map, chosen.inference_mode, chosen.source = None, True, None
@@ -140,11 +140,12 @@ def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
     if not isinstance(config, LanderConfig):
         raise AdapterError("folders", str(folder), f"holds a {config.peft_type} adapter; only LANDER ones are joined.")
     assert config.source is not None
+    config.source.check_digest()
     return config, dict(config.source.tensors())
 
 
 def _check_same(first: str, config: LanderConfig, folder: str, other: LanderConfig) -> None:
-    for name in ("neuron_map_signature", *config.FORM):
+    for name in ("neuron_map_signature", "prompt", *config.FORM):
         if getattr(config, name) != getattr(other, name):
             raise AdapterError(
                 "folders",

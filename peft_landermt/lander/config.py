@@ -63,6 +63,10 @@ class LanderConfig(RoutedConfig):
         save_dtype (`str`, *optional*):
             Type of the deltas in saved files: `"fp32"` or `"bf16"`; that of the base weights by default, float32 where
             quantized weights have none.
+        prompt (`str`, *optional*):
+            Prompt template that the adapter is trained with, which translation uses by default; see
+            [`build_prompt`][peft_landermt.translation.build_prompt]. [`LanderTrainer`] fills it in. For another
+            trainer, set it where training uses another template than `TEMPLATES`, such as a chat template.
         verify_base (`bool`):
             Whether an adapter made with a neuron map is refused on base weights other than those it was made on;
             weights that cannot be read (quantized, offloaded) are not compared.
@@ -148,7 +152,7 @@ class LanderConfig(RoutedConfig):
         self.neuron_map_signature = other.neuron_map_signature
 
     def is_delta(self, key: str) -> bool:
-        """Whether a key names rows or factors, not indices nor what gates are made of."""
+        """Tell whether a key names rows or factors, not indices nor what gates are made of."""
         name = key.rpartition(".")[2]
         return ".lander_blocks." in key and name not in ROW_PER_PAIR and not name.endswith("_neurons")
 

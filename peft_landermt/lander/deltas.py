@@ -94,27 +94,29 @@ class NeuronBlocks(Blocks):
     # What the blocks hold
 
     def neurons(self, block: str) -> torch.Tensor:
-        """Indices of a block's neurons: int64 (n,)."""
+        """Return the indices of a block's neurons: int64 (n,)."""
         return self.get_buffer(f"{block}_neurons").long()
 
     def places(self, block: str, parts: int) -> torch.Tensor:
-        """Rows (columns) of a block's neurons in a projection that has `parts` rows for each: int64 (parts · n,)."""
+        """Return the rows (columns) of a block's neurons in a projection that has `parts` rows for each: int64 (parts
+        · n,)."""
         neurons = self.neurons(block)
         return neurons if parts == 1 else torch.cat([neurons + part * self.layout.neurons for part in range(parts)])
 
     def rows(self, block: str, projection: str) -> torch.Tensor:
-        """Delta rows of a block: (n, d); twice as many where a projection fuses two."""
+        """Return the delta rows of a block: (n, d); twice as many where a projection fuses two."""
         if self.layout.rank(block) is None:
             return self.get_parameter(f"{block}_{projection}")
         factor_a, factor_b = self.factors(block, projection)
         return factor_b @ factor_a
 
     def factors(self, block: str, projection: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
+        """Return the low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
         return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
 
     def rows_beside_factors(self) -> list[nn.Parameter]:
-        """Delta rows, where the general block is a product of two factors; none where there are no factors."""
+        """Return the delta rows, where the general block is a product of two factors; none where there are no
+        factors."""
         tuned = self.layout.tuned_blocks
         if GENERAL not in tuned or self.layout.rank(GENERAL) is None:
             return []
@@ -122,7 +124,7 @@ class NeuronBlocks(Blocks):
         return [self.get_parameter(f"{block}_{name}") for block in whole for name in self.projections]
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
+        """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
         device = self.get_buffer(f"{GENERAL}_neurons").device
         masks = torch.zeros(2, self.layout.neurons, dtype=torch.bool, device=device)
         masks[0, self.neurons(GENERAL)] = True
@@ -131,7 +133,7 @@ class NeuronBlocks(Blocks):
         return masks[0], masks[1]
 
     def pair_index(self, pair: str | None) -> int:
-        """Row of a pair in the tensors that have one row per pair."""
+        """Return the row of a pair in the tensors that have one row per pair."""
         return self.layout.language_pairs.index(pair) if pair in self.layout.language_pairs else 0
 
     @torch.no_grad()
@@ -172,7 +174,7 @@ class NeuronBlocks(Blocks):
             raise ConfigError("car", car, f"{problem} into the weights; {remedy}")
 
     def updates(self, projection: str, team: Team, dtype: torch.dtype) -> tuple[Update, ...]:
-        """The summands of ΔW of a projection for a team: the general block, then the languages that some sample uses.
+        """List the summands of ΔW of a projection for a team: the general block, then the languages of its pairs.
 
         Args:
             projection: Its name.
@@ -255,7 +257,8 @@ class NeuronBlocks(Blocks):
                 self._observed[pair] = chosen.sum(dim=0) if seen is None else seen + chosen.sum(dim=0)
 
     def take_observed_gates(self) -> dict[str, tuple[float, float]]:
-        """Mean gates (general, specific) by pair over the samples that were trained on since the last call."""
+        """Return the mean gates (general, specific) by pair over the samples that were trained on since the last
+        call."""
         sums = {pair: tensor.tolist() for pair, tensor in self._observed.items()}
         self._observed.clear()
         return {pair: (general / count, specific / count) for pair, (general, specific, count) in sums.items()}

@@ -15,7 +15,7 @@ from .layout import CONSTANT
 
 
 def constant_gates(mode: str, specific: Number, general: Number) -> tuple[Number, Number]:
-    """Gates of the general and of the specific neurons that do not depend on the input (eq. 7, 8).
+    """Compute gates of the general and of the specific neurons that do not depend on the input (eq. 7, 8).
 
     Args:
         mode: `"paper"`: general neurons get CAR, specific ones 1 - CAR. `"proportional"`: the two exchanged.
@@ -30,7 +30,7 @@ def constant_gates(mode: str, specific: Number, general: Number) -> tuple[Number
 
 
 def learned_gates(hidden_states: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """Token-conditional gates 2 · sigmoid(w · x_t + b), one for each group of neurons; 1 where w and b are 0.
+    """Compute token-conditional gates 2 · sigmoid(w · x_t + b), one for each group of neurons; 1 where w and b are 0.
 
     Args:
         hidden_states: (N, ..., d); x.
@@ -56,7 +56,7 @@ def token_gates(
     specific: torch.Tensor,
     mean_awareness: torch.Tensor,
 ) -> torch.Tensor:
-    """CAR of every token relative to its calibration mean (eq. 6, Phi(i) taken as | mean gradient_i · h_i(x_t) |).
+    """Compute each token's CAR relative to its calibration mean (eq. 6; Phi(i) is | mean gradient_i · h_i(x_t) |).
 
     Args:
         activation: (N, ..., p); h of the base FFN.
@@ -78,14 +78,14 @@ def token_gates(
 
 
 def gates_of_pair(blocks: NeuronBlocks, pair: str | None) -> tuple[float, float]:
-    """Gates of the general and of a pair's specific neurons, where they do not depend on the input."""
+    """Return the gates of the general and of a pair's specific neurons, where they do not depend on the input."""
     if blocks.layout.car not in CONSTANT:
         return 1.0, 1.0
     return constant_gates(blocks.layout.car, *blocks.get_buffer("awareness_sums")[blocks.pair_index(pair)].tolist())
 
 
 def neuron_gate(blocks: NeuronBlocks, team: Team, states: torch.Tensor | None) -> torch.Tensor | None:
-    """Gate of every neuron of an FFN (eq. 7, 8), which scales what the input projections give.
+    """Compute the gate of every neuron of an FFN (eq. 7, 8), which scales what the input projections give.
 
     Args:
         blocks: The adapter's blocks at the FFN.
@@ -120,7 +120,7 @@ def _constant_neuron_gate(blocks: NeuronBlocks, team: Team, dtype: torch.dtype) 
 
 
 def open_token_gates(blocks: NeuronBlocks, team: Team, activation: torch.Tensor) -> torch.Tensor:
-    """Gates of `car="token"` on what the adapter adds, general and specific: (n, tokens, 2).
+    """Compute the gates of `car="token"` on what the adapter adds, general and specific: (n, tokens, 2).
 
     Args:
         blocks: The adapter's blocks at the FFN.
@@ -136,7 +136,7 @@ def open_token_gates(blocks: NeuronBlocks, team: Team, activation: torch.Tensor)
 
 
 def group_masks(blocks: NeuronBlocks, team: Team) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which neurons are general, and which specific to each sample's pair: two bool (p,) or (n, 1, p)."""
+    """Tell which neurons are general, and which specific to each sample's pair: two bool (p,) or (n, 1, p)."""
     return team.once("masks", _group_masks, blocks, team)
 
 
@@ -146,12 +146,12 @@ def _group_masks(blocks: NeuronBlocks, team: Team) -> tuple[torch.Tensor, torch.
 
 
 def neurons_that_take_part(blocks: NeuronBlocks, team: Team, dtype: torch.dtype) -> torch.Tensor:
-    """Mask of the neurons that are not dropped (eq. 9): (p,) or (n, 1, p)."""
+    """Make the mask of the neurons that are not dropped (eq. 9): (p,) or (n, 1, p)."""
     return team.once(("mask", dtype), lambda: torch.logical_or(*group_masks(blocks, team)).to(dtype))
 
 
 def opened(updates: Sequence[Update], gates: torch.Tensor, with_general: bool) -> tuple[Update, ...]:
-    """Updates times each token's gate on what the adapter adds.
+    """Multiply updates by each token's gate on what the adapter adds.
 
     Args:
         updates: Of the general neurons, where `with_general`, then of the specific ones.

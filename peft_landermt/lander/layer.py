@@ -201,5 +201,5 @@ def _first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tenso
 
 
 def rows_of_neuron(ffn: FFN) -> dict[str, int]:
-    """How many rows of every projection belong to a neuron, the output projection last."""
+    """Tell how many rows of every projection belong to a neuron, the output projection last."""
     return {**dict.fromkeys(ffn.inputs, ffn.fused), ffn.output: 1}

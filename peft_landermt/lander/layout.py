@@ -134,14 +134,14 @@ class BlockLayout:
         return self.partitioned and self.inactive_neurons == "drop"
 
     def rank(self, block: str) -> int | None:
-        """Rank of a block's deltas; None for whole rows."""
+        """Return the rank of a block's deltas; None for whole rows."""
         return self.general_rank if block == GENERAL else None
 
     def concerns(self, pair: str | None) -> bool:
-        """Whether this FFN is adapted for a pair."""
+        """Tell whether this FFN is adapted for a pair."""
         return not self.language_pairs or pair is None or pair in self.language_pairs
 
     def languages(self, pair: str | None) -> tuple[str, ...]:
-        """Languages of `pair` that have specific neurons here."""
+        """Return the languages of `pair` that have specific neurons here."""
         parts = pair.split("-") if pair is not None else ()
         return tuple(language for language in self.specific if language in parts)

@@ -19,8 +19,8 @@ from .layer import LanderFFN
 
 
 def default_targets(model: nn.Module, layout: FFNLayout | None = None) -> set[str]:
-    """Last name segments of the model's FFNs; full names where other modules have the same segment, and where the
-    FFN's projections sit on the decoder layer, whose last segment is a number."""
+    """Return the last name segments of the model's FFNs; full names where other modules have the same segment, and
+    where the FFN's projections sit on the decoder layer, whose last segment is a number."""
     ffns = find_ffns(without_adapters(model), layout)
     names = {ffn.name for ffn in ffns}
     segments = {name.rpartition(".")[2] for name in names}
@@ -34,7 +34,7 @@ def default_targets(model: nn.Module, layout: FFNLayout | None = None) -> set[st
 
 
 def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
-    """Whether an adapter goes into a module: what PEFT answers for it, which is true or a match where it does.
+    """Tell whether an adapter goes into a module: what PEFT answers for it, which is true or a match where it does.
 
     Args:
         config: Of the adapter. Where it has neuron counts, only the FFNs that they name are targets.
@@ -57,7 +57,7 @@ def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
-    """The model, as a view in which adapted modules show as those they wrap."""
+    """View the model so that adapted modules show as those they wrap."""
     view = nn.Module()
     for name, module in model.named_children():
         if isinstance(module, (LanderFFN, RoutedLinear)):

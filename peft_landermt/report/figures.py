@@ -56,7 +56,7 @@ def _legend(figure: Any, axes: Any) -> None:
 
 
 def layer_changes(neuron_map: NeuronMap) -> str:
-    """D_i of every layer for every pair (eq. 2), the relevant layers marked."""
+    """Draw D_i of every layer for every pair (eq. 2), the relevant layers marked."""
     figure, (axes,) = _axes()
     for pair in neuron_map.language_pairs:
         changes = enumerate(neuron_map.layer_changes[pair])
@@ -70,7 +70,7 @@ def layer_changes(neuron_map: NeuronMap) -> str:
 
 
 def neuron_counts(neuron_map: NeuronMap) -> str:
-    """Specific neurons of every layer, by language."""
+    """Draw the specific neurons of every layer, by language."""
     figure, (axes,) = _axes()
     layers = range(neuron_map.num_layers)
     bottom = [0] * neuron_map.num_layers
@@ -84,7 +84,8 @@ def neuron_counts(neuron_map: NeuronMap) -> str:
 
 
 def awareness(neuron_map: NeuronMap) -> str:
-    """Sums of Phi over general and over the pair's specific neurons, layer by layer; they know no direction."""
+    """Draw the sums of Phi over general and over the pair's specific neurons, layer by layer; they know no
+    direction."""
     figure, both = _axes(2)
     directions: dict[frozenset[str], list[str]] = {}
     for pair in neuron_map.language_pairs:
@@ -99,7 +100,7 @@ def awareness(neuron_map: NeuronMap) -> str:
 
 
 def overlap_of_languages(neuron_map: NeuronMap) -> tuple[list[list[float]], float]:
-    """How far languages are aware in the same neurons, before each neuron is given to one owner.
+    """Compute how far languages are aware in the same neurons, before each neuron is given to one owner.
 
     Returns:
         (L, L) Jaccard index of the neurons with the highest Phi of two languages, mean over layers, as many neurons
@@ -121,13 +122,13 @@ def overlap_of_languages(neuron_map: NeuronMap) -> tuple[list[list[float]], floa
 
 
 def overlap(values: list[list[float]], languages: Sequence[str]) -> str:
-    """What `overlap_of_languages` found, as a heat map."""
+    """Draw what `overlap_of_languages` found, as a heat map."""
     size = 1.6 + 0.5 * len(values)
     return _heat_map(_figure(size + 0.8, size), values, languages, languages, "Jaccard index")
 
 
 def conditional_awareness(neuron_map: NeuronMap) -> str:
-    """CAR of every pair in its relevant layers (eq. 6)."""
+    """Draw CAR of every pair in its relevant layers (eq. 6)."""
     pairs = neuron_map.language_pairs
     layers = sorted({layer for pair in pairs for layer in neuron_map.layers(pair)})
     values = [
@@ -154,7 +155,7 @@ def _heat_map(figure: Any, values: list[list[float]], rows: Sequence[str], colum
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """What `LanderTrainer` logged, by step: losses, BLEU, change of every block; None for a log without them."""
+    """Draw what `LanderTrainer` logged, by step: losses, BLEU, change of every block; None for a log without them."""
     panels = {
         "loss": {"loss": "training", "eval_loss": "evaluation"},
         "loss of a pair in training": {"loss_": ""},

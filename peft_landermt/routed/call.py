@@ -31,10 +31,10 @@ class Holder(Protocol):
     """A layer that holds blocks of adapters."""
 
     def holds(self, adapter_name: str, /) -> bool:
-        """Whether an adapter has blocks here."""
+        """Tell whether an adapter has blocks here."""
 
     def blocks(self, adapter_name: str, /) -> Any:
-        """The blocks of an adapter; they say which pairs they concern."""
+        """Return the blocks of an adapter; they say which pairs they concern."""
 
     def check_together(self, adapter_names: Sequence[str], /) -> None:
         """Raise where adapters cannot serve the same samples."""
@@ -75,8 +75,9 @@ class Call:
             )
             raise LanguagePairError(self.named, given, f"give one entry for each {each}.")
 
-    def rows(self, states: torch.Tensor) -> torch.Tensor:
-        """View (B, ..., d) as (samples, tokens, d): beams, returned sequences and flattened tokens lie together.
+    def by_sample(self, states: torch.Tensor) -> torch.Tensor:
+        """View (B, ..., d) as (samples, tokens, d): beams, returned sequences and flattened tokens lie
+        together.
 
         Raises:
             LanguagePairError: B is no multiple of the number of samples.
@@ -88,14 +89,14 @@ class Call:
         return states.reshape(len(self.samples), -1, states.shape[-1])
 
     def teams(self, layer: Holder, device: torch.device) -> tuple[Team, ...]:
-        """The teams that play at a layer; none where the base model serves all samples."""
+        """Return the teams that play at a layer; none where the base model serves all samples."""
         teams = self._made.get((layer, device))
         if teams is None:
             teams = self._made[layer, device] = tuple(self._find_teams(layer, device))
         return teams
 
     def with_teams(self, layer: Holder, device: torch.device, teams: Sequence[Team]) -> Call:
-        """This call, with other teams at one layer."""
+        """Return this call, with other teams at one layer."""
         return replace(self, _made={**self._made, (layer, device): tuple(teams)})
 
     def _find_teams(self, layer: Holder, device: torch.device) -> Iterator[Team]:
@@ -160,27 +161,28 @@ class Team:
         self._made: dict[Hashable, Any] = {}
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The team's samples of (samples, ...)."""
+        """Select the team's samples of (samples, ...)."""
         return tensor if self.samples is None else tensor.index_select(0, self.samples)
 
     def put(self, tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """(samples, ...) with the team's samples replaced."""
+        """Return (samples, ...) with the team's samples replaced."""
         part = part.to(tensor.dtype)
         return part if self.samples is None else tensor.index_copy(0, self.samples, part)
 
     def spread(self, by_pair: torch.Tensor) -> torch.Tensor:
-        """A row of (pairs, ...) for each sample, over all its tokens: (n, 1, ...); (...) where there is one pair."""
+        """Give each sample its row of (pairs, ...), over all its tokens: (n, 1, ...); (...) where there is one
+        pair."""
         return by_pair[0] if self.of_sample is None else by_pair[self.of_sample].unsqueeze(1)
 
     def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
-        """What `make` returns of `values`, made once a call; for what no gradient flows through."""
+        """Return what `make` returns of `values`, made once a call; for what no gradient flows through."""
         made = self._made.get(key)
         if made is None:
             made = self._made[key] = make(*values)
         return made
 
     def kept(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
-        """What `make` returns of `values`; made once a call where weights cannot change while it runs."""
+        """Return what `make` returns of `values`; made once a call where weights cannot change while it runs."""
         return self.once(key, make, *values) if self.call.keeps and not torch.is_grad_enabled() else make(*values)
 
 
@@ -196,13 +198,13 @@ def entered(call: Call) -> Iterator[None]:
 
 
 def current_call(routing: object) -> Call | None:
-    """The call of this thread, if it is one of the model with this routing."""
+    """Return the call of this thread, if it is one of the model with this routing."""
     call = getattr(_thread, "call", None)
     return call if call is not None and call.routing is routing else None
 
 
 def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any], main_input: str = "input_ids") -> int | None:
-    """Number of samples of a call, where it can be told from a tensor among its arguments.
+    """Find the number of samples of a call, where a tensor among its arguments tells it.
 
     Args:
         args: Positional arguments; the first tensor among them counts.

@@ -24,7 +24,7 @@ class Carded(Protocol):
     language_pairs: list[str] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """All its fields."""
+        """Return all its fields."""
 
 
 Scores = Mapping[str, Mapping[str, float]]

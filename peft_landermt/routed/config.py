@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,9 +15,11 @@ import regex
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import AdapterError, ConfigError, UnknownOptionError
 from ..language_pair import parse_pairs
+from ..prompt import Prompt
 from .card import write_model_card
 from .folder import PREFIX, AdapterFolder, LoadedState, bind_to_weights
 from .schema import check_fields
@@ -41,6 +44,7 @@ class RoutedConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     embedding_layers: list[str] | None = None
     save_dtype: SaveDtype | None = None
+    prompt: str | None = None
     verify_base: bool = True
     base_fingerprint: str | None = None
     format_version: int = 1
@@ -78,6 +82,8 @@ class RoutedConfig(PeftConfig):
         check_fields(self)
         super().__post_init__()
         self.peft_type = PeftType(self.PEFT_TYPE)
+        if self.prompt is not None:
+            Prompt.parse(self.prompt, "prompt", ConfigError)
         for name in ("target_modules", "exclude_modules"):
             self._check_names(name, getattr(self, name))
         for name in ("modules_to_save", "layers_pattern"):
@@ -124,9 +130,10 @@ class RoutedConfig(PeftConfig):
     def take_over(self, other: RoutedConfig) -> None:
         """Take from another adapter's config what describes its tensors, which are loaded now."""
         self.base_model_name_or_path: str | None = other.base_model_name_or_path
+        self.prompt = other.prompt
 
     def is_delta(self, key: str) -> bool:
-        """Whether a key of an adapter's state names a delta, which `save_dtype` is about."""
+        """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""
         raise NotImplementedError
 
     # Files
@@ -168,6 +175,14 @@ class RoutedConfig(PeftConfig):
         if weights.exists():
             with safe_open(weights, framework="pt") as file:
                 saved.embedding_layers = self._embeddings_among(file.keys())
+                types = {file.get_slice(key).get_dtype() for key in file.keys() if self.is_delta(key)}  # noqa: SIM118
+            if self.save_dtype is None and types - {"F32"} and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+                warnings.warn(
+                    f"{directory} holds deltas in {' and '.join(sorted(types))}, the type of the base: training that "
+                    "resumes from it goes on from rounded values. Give the trainer "
+                    "callbacks=[FullPrecisionCheckpoints()] (peft_landermt.translation).",
+                    stacklevel=2,
+                )
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as folder:
             super(RoutedConfig, saved).save_pretrained(folder, **kwargs)
@@ -189,6 +204,6 @@ class RoutedConfig(PeftConfig):
         return sorted(name for name in modules if not is_saved(name)) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but those that are not part of a saved adapter."""
+        """Return all fields but those that are not part of a saved adapter."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.NOT_SAVED}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

@@ -47,7 +47,12 @@ class AdapterFolder:
         name: Path of a folder, or id of a Hub repository.
         subfolder: Folder in it.
         download_options: `revision`, `token` and the like; for the Hub only.
+
+    Attributes:
+        is_awaited: Whether it was checked, and an adapter waits for its weights.
     """
+
+    is_awaited = False
 
     def __init__(self, name: str | os.PathLike[str], subfolder: str | None = None, **download_options: Any) -> None:
         self.name, self.subfolder, self.download_options = str(name), subfolder, download_options
@@ -133,13 +138,13 @@ class LoadedState:
         state: The tensors.
     """
 
-    name = "memory"
+    is_awaited = False
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """The tensors."""
+        """Return the tensors."""
         return self._state
 
     def check_digest(self) -> None:
@@ -167,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def keys_renamed(key_mapping: Mapping[str, str] | None) -> Iterator[None]:
-    """Inside, have adapter files read as PEFT reads them when it is given a `key_mapping`."""
+    """Have adapter files read, inside, as PEFT reads them when it is given a `key_mapping`."""
     before = getattr(_thread, "key_mapping", None)
     _thread.key_mapping = key_mapping
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
@@ -35,11 +37,25 @@ def hotswap_adapter(
             "adapter_name", adapter_name, f"name an adapter of this package; loaded: {list(model.peft_config)}."
         )
     config = PeftConfig.from_pretrained(str(folder), **download_options)
-    current.check_same_form(config)
     assert isinstance(config, RoutedConfig) and config.source is not None
-    weights = dict(config.source.tensors())
+    with replacing(model, adapter_name, config):
+        set_peft_model_state_dict(model, dict(config.source.tensors()), adapter_name=adapter_name)
+
+
+@contextmanager
+def replacing(model: PeftModel, adapter_name: str, new: RoutedConfig) -> Iterator[None]:
+    """Check that an adapter folder can take the place of a loaded adapter; its weights are to be loaded inside.
+
+    Raises:
+        AdapterError: It has another form, or is damaged.
+        ConcurrencyError: Another thread's call is in progress.
+    """
+    current = model.peft_config[adapter_name]
+    assert isinstance(current, RoutedConfig) and new.source is not None
+    current.check_same_form(new)
     others = len(model.peft_config) > 1
-    check_state(weights, *expected_to_replace(model, config, adapter_name), others_loaded=others)
-    config.source.check_digest()
-    set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
-    current.take_over(config)
+    check_state(new.source.tensors(), *expected_to_replace(model, new, adapter_name), others_loaded=others)
+    new.source.check_digest()
+    with model.base_model.routing.writing("loading weights"):
+        yield
+    current.take_over(new)

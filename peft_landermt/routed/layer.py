@@ -36,7 +36,7 @@ class Blocks(nn.Module):
         return None
 
     def concerns(self, pair: str | None) -> bool:
-        """Whether the layer is adapted for a pair."""
+        """Tell whether the layer is adapted for a pair."""
         return not self.pairs or pair is None or pair in self.pairs
 
     def check_mergeable(self, adapter_name: str) -> None:
@@ -102,7 +102,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         return getattr(self, self.adapter_layer_names[0])
 
     def holds(self, adapter_name: str) -> bool:
-        """Whether an adapter has blocks here."""
+        """Tell whether an adapter has blocks here."""
         return adapter_name in self.adapters
 
     def blocks(self, adapter_name: str) -> Blocks:
@@ -112,7 +112,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         return blocks
 
     def call(self) -> Call:
-        """The call in progress in this thread; all samples to the active adapters where nobody made one."""
+        """Return this thread's call; where nobody made one, make one that sends all samples to the active adapters."""
         call = current_call(self.routing)
         if call is not None:
             return call
@@ -120,7 +120,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         return self.routing.call(active)
 
     def teams(self, device: torch.device) -> tuple[Team, ...]:
-        """The teams that play here in the call in progress; none where the base's weights are right as they are."""
+        """Return the teams that play here in the call in progress; none where the base's weights are right as they
+        are."""
         if self.merged_adapters:
             return ()
         return (current_call(self.routing) or self.call()).teams(self, device)

@@ -48,7 +48,8 @@ class Update:
         return (self.up if self.down is None else self.down).dtype  # type: ignore[union-attr]
 
     def add_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """W + ΔW, for a weight (out, in) in a type at least as precise as the update's; not where it has a scale."""
+        """Compute W + ΔW, for a weight (out, in) in a type at least as precise as the update's; not where it has a
+        scale."""
         if self.down is None:
             assert self.up is not None and self.pick is not None
             return weight.index_add(1, self.pick, self.up.to(weight.dtype))
@@ -76,7 +77,7 @@ class Share:
 
 
 def weight_of(layer: nn.Module, updates: Sequence[Update], share: Share | None = None) -> torch.Tensor:
-    """g · (W + ΔW) · m as a new tensor (out, in), in the type of the layer's weight.
+    """Compute g · (W + ΔW) · m as a new tensor (out, in), in the type of the layer's weight.
 
     The sum is taken in the updates' type or the weight's, whichever is the more precise, and rounded once.
 
@@ -97,7 +98,7 @@ def weight_of(layer: nn.Module, updates: Sequence[Update], share: Share | None =
 
 
 def add_updates(result: torch.Tensor, states: torch.Tensor, updates: Sequence[Update]) -> torch.Tensor:
-    """y + ΔW x for the samples of one team.
+    """Compute y + ΔW x for the samples of one team.
 
     Args:
         result: y, (n, tokens, out).
@@ -125,10 +126,10 @@ class Asked(Protocol):
     merged_adapters: list[str]
 
     def teams(self, device: torch.device, /) -> tuple[Team, ...]:
-        """Who plays in the call in progress."""
+        """Tell who plays in the call in progress."""
 
     def share(self, projection: str, team: Team, states: torch.Tensor | None, /) -> Share:
-        """What a team's adapter makes of a projection."""
+        """Tell what a team's adapter makes of a projection."""
 
 
 class RoutedLinear(nn.Module, BaseTunerLayer):
@@ -160,7 +161,7 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
         if not teams:
             return base(states, *args, **kwargs)
         shape = states.shape[:-1]
-        states = teams[0].call.rows(states)
+        states = teams[0].call.by_sample(states)
         shares, folds = [], False
         for team in teams:
             share = self.layer.share(self.name, team, states)
@@ -235,6 +236,7 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
 
     @property
     def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
         return getattr(self.base_layer, "bias", None)
 
     def __getattr__(self, name: str) -> Any:

@@ -16,8 +16,8 @@ from peft.utils.peft_types import PeftType
 
 from ..errors import RegistrationError
 from .config import RoutedConfig
-from .folder import keys_renamed
-from .state import check_state, expected_to_replace
+from .folder import AdapterFolder, keys_renamed
+from .hotswap import replacing
 from .tuner import RoutedTuner
 
 LOWEST_PEFT = "0.21.0"
@@ -121,13 +121,10 @@ def _load_adapter(original: Any, model: PeftModel, model_id: Any, adapter_name: 
     with keys_renamed(kwargs.get("key_mapping")):
         if not isinstance(loaded, RoutedConfig):
             return original(model, model_id, adapter_name, *args, **kwargs)
+        source = loaded.source
+        if isinstance(source, AdapterFolder) and source.is_awaited and source.name == str(model_id):
+            # PEFT has put the adapter into the model, checked, and loads it now
+            return original(model, model_id, adapter_name, *args, **kwargs)
         options, _ = model._split_kwargs(kwargs)
-        new = PeftConfig.from_pretrained(model_id, **options)
-        loaded.check_same_form(new)
-        if loaded.source is None or loaded.source.name != new.source.name:  # else checked before it was put in
-            others = len(model.peft_config) > 1
-            check_state(new.source.tensors(), *expected_to_replace(model, new, adapter_name), others_loaded=others)
-            new.source.check_digest()
-        result = original(model, model_id, adapter_name, *args, **kwargs)
-        loaded.take_over(new)
-        return result
+        with replacing(model, adapter_name, PeftConfig.from_pretrained(model_id, **options)):
+            return original(model, model_id, adapter_name, *args, **kwargs)

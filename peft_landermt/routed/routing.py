@@ -28,7 +28,7 @@ class Routing:
         self._writer: int | None = None  # the thread that writes weights
 
     def pair_of(self, adapter: str) -> str | None:
-        """The pair that all samples of an adapter take when the call names none.
+        """Return the pair that all samples of an adapter take when the call names none.
 
         Raises:
             LanguagePairError: If the adapter has several pairs and none was chosen.

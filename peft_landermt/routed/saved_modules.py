@@ -55,5 +55,5 @@ class _ForwardBySample:
                 self.name,
                 "cannot take another adapter for each sample; name one adapter for all of a call.",
             )
-        by_row = [name for name in names for _ in range(beams)]
-        return wrapper._mixed_batch_forward(*args, adapter_names=by_row, **kwargs)
+        expanded = [name for name in names for _ in range(beams)]
+        return wrapper._mixed_batch_forward(*args, adapter_names=expanded, **kwargs)

@@ -29,7 +29,7 @@ def check_fields(config: Any) -> None:
 
 
 def is_of(hint: Any, value: Any) -> bool:
-    """Whether a value is of a type: a class, a union, a literal, or a list, set or mapping of such."""
+    """Tell whether a value is of a type: a class, a union, a literal, or a list, set or mapping of such."""
     origin, inside = get_origin(hint), get_args(hint)
     if hint is Any:
         return True

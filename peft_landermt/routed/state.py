@@ -45,7 +45,7 @@ def _block_tensors(prefix: str, blocks: Blocks) -> Iterator[tuple[str, torch.Ten
 
 
 def blocks_of(model: nn.Module, adapter_name: str) -> dict[str, Blocks]:
-    """Blocks of an adapter in a model, by the prefix of their keys there."""
+    """Return the blocks of an adapter in a model, by the prefix of their keys there."""
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, RoutedLayer) and layer.holds(adapter_name):
@@ -61,7 +61,7 @@ def adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
 
 
 def expected_in_file(config: RoutedConfig, model: nn.Module, plan: Mapping[str, Blocks], blocks_name: str) -> Expected:
-    """What an adapter file must hold, before the adapter is in the model.
+    """Tell what an adapter file must hold, before the adapter is in the model.
 
     Args:
         config: The adapter's config.
@@ -79,7 +79,7 @@ def expected_in_file(config: RoutedConfig, model: nn.Module, plan: Mapping[str, 
 
 
 def expected_in_model(model: nn.Module, config: RoutedConfig, adapter_name: str) -> Expected:
-    """What a state dict of an adapter must hold, in the keys of a model that has the adapter."""
+    """Tell what a state dict of an adapter must hold, in the keys of a model that has the adapter."""
     saved = {
         f"{name.removeprefix('_fsdp_wrapped_module.')}.modules_to_save.{adapter_name}.{key}": tensor
         for name, wrapper in model.named_modules()
@@ -90,7 +90,7 @@ def expected_in_model(model: nn.Module, config: RoutedConfig, adapter_name: str)
 
 
 def expected_to_replace(model: nn.Module, config: RoutedConfig, adapter_name: str) -> Expected:
-    """What an adapter file must hold to take the place of an adapter that is in a model."""
+    """Tell what an adapter file must hold to take the place of an adapter that is in a model."""
     blocks, saved, base = expected_in_model(model, config, adapter_name)
     return Expected(
         {prefix.removesuffix(f"{adapter_name}."): each for prefix, each in blocks.items()},
@@ -167,7 +167,7 @@ def check_state(
 
 
 def as_saved(key: str, value: torch.Tensor, config: RoutedConfig, model: nn.Module) -> torch.Tensor:
-    """A tensor of an adapter in the type that its config asks for; what is no delta stays as it is."""
+    """Return a tensor of an adapter in the type that its config asks for; what is no delta stays as it is."""
     if value.is_meta:
         raise AdapterError(
             key, "meta device", "the adapter is offloaded; load it into a base that is not, and save it."

@@ -46,7 +46,8 @@ def check_adapter_name(adapter_name: str, configs: Mapping[str, RoutedConfig], m
 
 
 def is_target(config: RoutedConfig, key: str) -> Any:
-    """Whether a config's names and patterns choose a module: what PEFT answers, which is true or a match where so.
+    """Tell whether a config's names and patterns choose a module: what PEFT answers, which is true or a match where
+    so.
 
     Patterns come from files, too, so they are matched within a time limit.
 
@@ -70,7 +71,7 @@ def is_target(config: RoutedConfig, key: str) -> Any:
 
 
 def saved_modules(model: nn.Module, config: RoutedConfig) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that `modules_to_save` names, as PEFT matches names, and as they are without adapters."""
+    """List the modules that `modules_to_save` names, as PEFT matches names, and as they are without adapters."""
     for name, module in model.named_modules():
         inside_wrapper = ".modules_to_save." in f".{name}." or ".original_module" in name
         if not inside_wrapper and any(name.endswith(wanted) for wanted in config.modules_to_save or ()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class RoutedTuner(BaseTuner):
             expected = expected_in_file(peft_config, model, plan, type(self).blocks_name())
             check_state(source.tensors(), *expected, others_loaded=len(self.peft_config) > 1)
             source.check_digest()
+            source.is_awaited = True
         keep_unpacked(model)
 
     def _check_tied_modules(self, model: nn.Module, peft_config: RoutedConfig) -> None:
@@ -74,7 +75,7 @@ class RoutedTuner(BaseTuner):
 
     @classmethod
     def blocks_name(cls) -> str:
-        """Name of the attribute that holds an adapter's blocks in a layer."""
+        """Return the name of the attribute that holds an adapter's blocks in a layer."""
         return f"{cls.prefix}blocks"
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -296,9 +297,13 @@ class RoutedTuner(BaseTuner):
         if len(remapped) < len(state_dict):
             key = next(key for key in state_dict if f".{adapter_name}." in key)
             raise AdapterError("state_dict", key, "is there without the adapter's name too; give one of the two.")
-        merged = [layer for layer in model.modules() if isinstance(layer, RoutedLayer) and layer.merged_adapters]
-        if any(adapter_name in layer.merged_adapters for layer in merged):
+        layers = [layer for layer in model.modules() if isinstance(layer, RoutedLayer)]
+        with layers[0].routing.writing("loading weights") if layers else nullcontext():
+            pass  # the weights are written by PEFT, after this
+        if any(adapter_name in layer.merged_adapters for layer in layers):
             raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
         others = [name for name in model.peft_config if name != adapter_name]  # type: ignore[union-attr]
         check_state(remapped, *expected_in_model(model, config, adapter_name), others_loaded=bool(others))
+        if config.source is not None:
+            config.source.is_awaited = False
         return remapped

@@ -1,26 +1,36 @@
 """What adapters are for: corpora, training, translating and scoring."""
 
+from ..language_pair import TRANSLATION_PROMPT
+from .checkpoints import FullPrecisionCheckpoints
 from .cleaning import CleaningReport, clean
 from .collator import TranslationCollator
 from .corpus import Corpus
 from .data_sets import read_corpus, read_dataset
-from .decoding import translate
+from .decoding import Translations, translate, translate_counted
 from .examples import TranslationExample
 from .files import read_jsonl, read_moses, read_tsv
+from .losses import TranslationLoss
+from .rows import RowReport, usable_rows
 from .scoring import TranslationScores, evaluate_translation, metrics_for, score_translations
-from .templates import TEMPLATES, build_prompt
+from .templates import TEMPLATES, build_prompt, chat_prompt
 from .tmx import read_tmx
 from .trainer import LanderTrainer
 
 __all__ = [
     "TEMPLATES",
+    "TRANSLATION_PROMPT",
     "CleaningReport",
     "Corpus",
+    "FullPrecisionCheckpoints",
     "LanderTrainer",
+    "RowReport",
     "TranslationCollator",
     "TranslationExample",
+    "TranslationLoss",
     "TranslationScores",
+    "Translations",
     "build_prompt",
+    "chat_prompt",
     "clean",
     "evaluate_translation",
     "metrics_for",
@@ -32,4 +42,6 @@ __all__ = [
     "read_tsv",
     "score_translations",
     "translate",
+    "translate_counted",
+    "usable_rows",
 ]

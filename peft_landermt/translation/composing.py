@@ -15,7 +15,7 @@ MAX_DECOMPOSED = 4
 
 
 def compose(text: str) -> str:
-    """Text in NFC, except where more than `MAX_MARKS` combining marks follow one another.
+    """Put text into NFC, except where more than `MAX_MARKS` combining marks follow one another.
 
     NFC sorts such marks, which takes time that grows with the square of their number; they stay as they are.
     """
@@ -26,7 +26,7 @@ def compose(text: str) -> str:
 
 
 def has_too_many_marks(text: str) -> bool:
-    """Whether more than `MAX_MARKS` combining marks follow one another."""
+    """Tell whether more than `MAX_MARKS` combining marks follow one another."""
     return not text.isascii() and _SYMBOLS.search(text) is not None and _marks().search(text) is not None
 
 

@@ -44,8 +44,8 @@ class Corpus:
         return iter(self.examples)
 
     def to_dataset(self) -> Dataset:
-        """The examples as a data set with the text columns `source`, `target` and `language_pair`; not a copy where
-        they are on disk."""
+        """Return the examples as a data set with the text columns `source`, `target` and `language_pair`; not a copy
+        where they are on disk."""
         if isinstance(self.examples, StoredExamples):
             return self.examples.dataset
         # without explicit features, the columns of an empty corpus would have no type
@@ -57,7 +57,7 @@ class Corpus:
 def collect_examples(
     outcomes: Iterable[Outcome], pair: LanguagePair, field_name: str, value: Any, languages: Collection[str] = ()
 ) -> Corpus:
-    """The rows that give an example, and how many do not by reason.
+    """Collect the rows that give an example, and count those that do not by reason.
 
     Args:
         outcomes: What the rows give, read once.
@@ -100,7 +100,7 @@ def _checked(source: str, target: str) -> Outcome:
 
 
 def select_texts(row: Mapping[str, Any], pair: LanguagePair, columns: tuple[str, str] | None = None) -> Outcome:
-    """The texts of a row by the conventions of data sets, or of the named columns."""
+    """Select the texts of a row by the conventions of data sets, or of the named columns."""
     if row.get("language_pair", str(pair)) != str(pair):
         return "other language pair"
     texts: Mapping[str, Any] = row

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -13,12 +13,12 @@ from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigError, CorpusError
-from ..language_pair import TRANSLATION_PROMPT, LanguagePair, parse_pair
 from ..padding import pad_rows, padding_id
 from ..progress import progress_bar
-from ..seq2seq import encode_source, generation_start, is_encoder_decoder
+from ..seq2seq import generation_start, is_encoder_decoder
+from .limits import StopAtLimit, goes_round
 from .models import evaluating, routing_arguments
-from .templates import build_prompt
+from .requests import Request, make_batches, make_requests
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Translations:
 
     Attributes:
         texts: One line each; empty where the model gave nothing.
-        num_runaway: How many reached the limit of new tokens without an end.
+        num_runaway: How many found no end: they reached the limit of new tokens, or said the same again and again.
+        cut: Indices of these.
     """
 
     texts: list[str]
     num_runaway: int
+    cut: tuple[int, ...] = ()
 
 
 class _StopAtLineEnd(StoppingCriteria):
@@ -51,19 +53,6 @@ class _StopAtLineEnd(StoppingCriteria):
 
     def _has_line(self, ids: torch.Tensor) -> bool:
         return "\n" in self.tokenizer.decode(ids[self.prompt_length :].tolist(), skip_special_tokens=True).lstrip()
-
-
-class _StopAtLimit(StoppingCriteria):
-    """A row is done at its own limit of new tokens, whatever rows it shares the batch with."""
-
-    def __init__(self, limits: Sequence[int], start_length: int) -> None:
-        self.limits = torch.tensor(limits)
-        self.start_length = start_length
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        beams = input_ids.shape[0] // len(self.limits)
-        limits = self.limits.to(input_ids.device).repeat_interleave(beams)
-        return input_ids.shape[1] - self.start_length >= limits
 
 
 def translate(
@@ -88,9 +77,12 @@ def translate(
         language_pair: Direction such as `"en-de"`, or a list with one for each sentence. Pairs share batches, except
             that a batch of an encoder-decoder has one target language.
         batch_size: Sentences per call of `generate`.
-        max_new_tokens: Limit per sentence; by default twice the tokens of its source plus 16.
-        template: Prompt template; by default `TRANSLATION_PROMPT`, and for an encoder-decoder the way its tokenizer
-            marks languages.
+        max_new_tokens: Limit per sentence. By default more than any translation needs, by the bytes of its source and
+            the script of its target; one that goes round in circles ends before. A warning names the translations that
+            found no end; `translate_counted` returns them.
+        template: Prompt template (see [`build_prompt`][peft_landermt.translation.build_prompt]); by default the one
+            that the adapter was trained with, else `TRANSLATION_PROMPT`, and for an encoder-decoder the way its
+            tokenizer marks languages.
         progress: Whether to show a progress bar.
         adapter_names: For each sentence the loaded adapter that translates it, as in PEFT; the active one by default.
         generation_options: Passed to `generate`, such as `num_beams=4`; greedy decoding by default.
@@ -100,10 +92,12 @@ def translate(
 
     Raises:
         LanguagePairError: The pair is malformed, or not in the adapter.
-        CorpusError: `sentences` is a string instead of a list, or lists of pairs or adapters have not one for each.
-        ConfigError: A generation option is out of range, or asks for something else than one text a sentence.
+        CorpusError: `sentences` is a string instead of a list, or lists of pairs or adapters have not one for each; a
+            sentence is no text, or longer than the model can read; `template` is none.
+        ConfigError: A generation option is out of range, or asks for something else than one text a sentence; active
+            adapters were trained with different templates.
     """
-    return translate_counted(
+    found = translate_counted(
         model,
         tokenizer,
         sentences,
@@ -114,7 +108,14 @@ def translate(
         progress,
         adapter_names,
         **generation_options,
-    ).texts
+    )
+    if found.cut:
+        warnings.warn(
+            f"{len(found.cut)} of {len(found.texts)} translations found no end and were cut: "
+            f"{', '.join(map(str, found.cut))}; max_new_tokens sets the limit.",
+            stacklevel=2,
+        )
+    return found.texts
 
 
 @torch.no_grad()
@@ -130,37 +131,23 @@ def translate_counted(
     adapter_names: Sequence[str] | None = None,
     **generation_options: Any,
 ) -> Translations:
-    """Like `translate`, and count translations that found no end."""
-    if isinstance(sentences, str):
-        raise CorpusError("sentences", sentences, f"expected a list of sentences: [{sentences!r}].")
+    """Like `translate`, and tell which translations found no end."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CorpusError("batch_size", batch_size, "must be a positive integer.")
     _check_generation(generation_options)
-    pairs = _pairs_of(language_pair, len(sentences))
-    if adapter_names is not None and len(adapter_names) != len(sentences):
-        raise CorpusError("adapter_names", len(adapter_names), f"need one for each of the {len(sentences)} sentences.")
-    batches = _batches(sentences, pairs, batch_size, by_target=is_encoder_decoder(model))
-    texts = [""] * len(sentences)
-    num_runaway = 0
-    description = f"Translating {', '.join(dict.fromkeys(map(str, pairs)))}"
-    with evaluating(model), progress_bar(sum(map(len, batches)), description, progress) as bar:
-        for chosen in batches:
-            sources = [" ".join(sentences[index].split()) for index in chosen]
-            names = {} if adapter_names is None else {"adapter_names": [adapter_names[index] for index in chosen]}
-            lines, runaway = _translate_batch(
-                model,
-                tokenizer,
-                sources,
-                [pairs[index] for index in chosen],
-                max_new_tokens,
-                template,
-                {**generation_options, **names},
-            )
-            for index, line in zip(chosen, lines, strict=True):
-                texts[index] = line
-            num_runaway += runaway
-            bar.update(len(chosen))
-    return Translations(texts, num_runaway)
+    requests = make_requests(model, tokenizer, sentences, language_pair, max_new_tokens, template, adapter_names)
+    batches = make_batches(model, requests, batch_size)
+    texts, cut = [""] * len(sentences), []
+    description = f"Translating {', '.join(dict.fromkeys(str(request.pair) for request in requests))}"
+    with evaluating(model), progress_bar(len(requests), description, progress) as bar:
+        for batch in batches:
+            lines = _translate_batch(model, tokenizer, batch, generation_options)
+            for request, (line, ended) in zip(batch, lines, strict=True):
+                texts[request.index] = line
+                if not ended:
+                    cut.append(request.index)
+            bar.update(len(batch))
+    return Translations(texts, len(cut), tuple(sorted(cut)))
 
 
 def _check_generation(options: dict[str, Any]) -> None:
@@ -172,65 +159,22 @@ def _check_generation(options: dict[str, Any]) -> None:
             raise ConfigError(name, options[name], "each sentence gets one line of text; for more, call generate.")
 
 
-def _pairs_of(language_pair: str | Sequence[str], count: int) -> list[LanguagePair]:
-    """The pair of every sentence."""
-    if isinstance(language_pair, str) or not isinstance(language_pair, Sequence):
-        return [parse_pair(language_pair)] * count
-    if len(language_pair) != count:
-        raise CorpusError("language_pair", len(language_pair), f"need one for each of the {count} sentences.")
-    return [parse_pair(pair) for pair in language_pair]
-
-
-def _batches(
-    sentences: Sequence[str], pairs: list[LanguagePair], batch_size: int, *, by_target: bool
-) -> list[list[int]]:
-    """Indices of the sentences that have text, those of like length together; with `by_target` one target a batch."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(range(len(sentences)), key=lambda index: len(sentences[index])):
-        if sentences[index].strip():
-            groups[pairs[index].target if by_target else ""].append(index)
-    return [
-        members[start : start + batch_size]
-        for members in groups.values()
-        for start in range(0, len(members), batch_size)
-    ]
-
-
 def _translate_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    sources: list[str],
-    pairs: list[LanguagePair],
-    max_new_tokens: int | None,
-    template: str | None,
-    options: dict[str, Any],
-) -> tuple[list[str], int]:
-    if max_new_tokens is None:
-        limits = [16 + 2 * len(tokenizer(source)["input_ids"]) for source in sources]
-    else:
-        limits = [max_new_tokens] * len(sources)
-    routing = routing_arguments(model, [str(pair) for pair in pairs], options.get("adapter_names"))
+    model: nn.Module, tokenizer: Any, batch: list[Request], options: dict[str, Any]
+) -> Iterator[tuple[str, bool]]:
+    """For every request its line, and whether it found an end."""
     pad = padding_id(tokenizer)
-    if is_encoder_decoder(model):
-        encoded = [
-            encode_source(tokenizer, source, pair, template=template)
-            for source, pair in zip(sources, pairs, strict=True)
-        ]
-        start: dict[str, Any] = dict(generation_start(tokenizer, pairs[0]))
-        given = 1  # the decoder's own start; then, for some, the language, which counts as new
-        first = 2 if "forced_bos_token_id" in start else 1
-        ids, mask = pad_rows(encoded, pad)
-        criteria = []
-    else:
-        prompt = TRANSLATION_PROMPT if template is None else template
-        encoded = [
-            tokenizer(build_prompt(source, str(pair), prompt))["input_ids"]
-            for source, pair in zip(sources, pairs, strict=True)
-        ]
-        ids, mask = pad_rows(encoded, pad, "left")
-        given = first = ids.shape[1]
-        start, criteria = {}, [_StopAtLineEnd(tokenizer, first)]
-    criteria.append(_StopAtLimit(limits, given))
+    two_stacks = is_encoder_decoder(model)
+    adapters = [request.adapter for request in batch if request.adapter is not None] or None
+    routing = routing_arguments(model, [str(request.pair) for request in batch], adapters)
+    ids, mask = pad_rows([request.ids for request in batch], pad, "right" if two_stacks else "left")
+    start: dict[str, Any] = dict(generation_start(tokenizer, batch[0].pair)) if two_stacks else {}
+    # an encoder-decoder is given its decoder's own start; then, for some, comes the language, which counts as new
+    given = 1 if two_stacks else ids.shape[1]
+    first = given + ("forced_bos_token_id" in start)
+    limits, usual = [request.limit for request in batch], [request.usual for request in batch]
+    criteria: list[Any] = [] if two_stacks else [_StopAtLineEnd(tokenizer, first)]
+    ends = _ends(model, tokenizer, batch[0], options)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     output = model.generate(  # type: ignore[operator]
         input_ids=ids.to(device),
@@ -240,22 +184,33 @@ def _translate_batch(
         **{
             "do_sample": False,
             "num_beams": 1,
-            "stopping_criteria": StoppingCriteriaList(criteria),
+            "stopping_criteria": StoppingCriteriaList([*criteria, StopAtLimit(limits, usual, given)]),
             **start,
             **options,
+            **({"eos_token_id": sorted(ends)} if ends else {}),
         },
+        **({"adapter_names": adapters} if adapters else {}),
         **routing,
     )
+    for request, row in zip(batch, output[:, first:].tolist(), strict=True):
+        yield _read(tokenizer, row, request, request.limit - (first - given), ends)
+
+
+def _ends(model: nn.Module, tokenizer: Any, request: Request, options: dict[str, Any]) -> set[int]:
+    """Tokens that end a translation: the tokenizer's, the model's and the prompt's."""
     configured = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])}
-    lines, num_runaway = [], 0
-    for limit, row in zip(limits, output[:, first:].tolist(), strict=True):
-        room = limit - (first - given)
-        row = row[:room]
-        end = next((index for index, token in enumerate(row) if token in ends), None)
-        ended = end is not None
-        text = tokenizer.decode(row if end is None else row[: end + 1], skip_special_tokens=True)
-        line, line_end, _ = text.lstrip().partition("\n")
-        num_runaway += not ended and not line_end and len(row) >= room
-        lines.append(line.strip())
-    return lines, num_runaway
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return {end for end in (tokenizer.eos_token_id, *several, request.end) if end is not None}
+
+
+def _read(tokenizer: Any, row: list[int], request: Request, room: int, ends: set[int]) -> tuple[str, bool]:
+    """The line that the new tokens of a row say, and whether it found an end within `room` tokens."""
+    row = row[:room]
+    end = next((place for place, token in enumerate(row) if token in ends), len(row))
+    said = row[:end]
+    while end == len(row) and said and said[-1] == padding_id(tokenizer):
+        said.pop()
+    shown = row[: end + 1] if end < len(row) and row[end] != request.end else said
+    line, line_end, _ = tokenizer.decode(shown, skip_special_tokens=True).lstrip().partition("\n")
+    cut = end == len(row) >= room or (len(said) >= request.usual and goes_round(said))
+    return line.strip(), bool(line_end) or not cut

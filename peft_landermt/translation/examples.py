@@ -37,7 +37,7 @@ class TranslationExample:
     language_pair: str
 
     def to_row(self) -> dict[str, str]:
-        """The example as a row for [`TranslationCollator`]."""
+        """Return the example as a row for [`TranslationCollator`]."""
         return {"source": self.source, "target": self.target, "language_pair": self.language_pair}
 
 
@@ -85,7 +85,7 @@ class StoredExamples(Sequence[TranslationExample]):
 
 
 def store(examples: Iterable[TranslationExample]) -> Sequence[TranslationExample]:
-    """Examples as a list, or, where they are long, in a file.
+    """Keep examples as a list, or, where they are long, in a file.
 
     Raises:
         CorpusError: The file cannot be written, or a text holds lone surrogates.

@@ -16,7 +16,7 @@ _CHINESE = ("Hans", "Hant")
 
 
 def may_be(text: str, language: str) -> bool:
-    """Whether text may be in a language: not if the identifier gives it a probability below 0.1.
+    """Tell whether text may be in a language: not if the identifier gives it a probability below 0.1.
 
     Text of 20 characters or fewer may be anything, and so may that in languages, or scripts of a language, that the
     identifier does not know: `sah`, `sr_Latn`.

@@ -32,7 +32,7 @@ _MARKS = (  # UTF-32 first: its mark begins like that of UTF-16
 
 
 def read_text_lines(path: str | None) -> list[str]:
-    """All lines of a text file, or of standard input, without their ends.
+    """Read all lines of a text file, or of standard input, without their ends.
 
     Args:
         path: The file; None for standard input.
@@ -58,7 +58,8 @@ def read_text_lines(path: str | None) -> list[str]:
 
 
 def read_lines(path: str | os.PathLike[str], field: str) -> Iterator[str | None]:
-    """Lines of a file, unpacked if its name ends in `.gz`, without their ends; None for one that is not UTF-8.
+    """Read the lines of a file, unpacked if its name ends in `.gz`, without their ends; None for one that is not
+    UTF-8.
 
     A byte order mark is no text; with that of UTF-16 or UTF-32, the file is read as such. Without one, such files are
     refused: next to every line end they have a NUL character.
@@ -78,7 +79,7 @@ def read_lines(path: str | os.PathLike[str], field: str) -> Iterator[str | None]
 
 @contextmanager
 def opened(name: str, field: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in `.gz`.
+    """Open a file for reading bytes, unpacked if its name ends in `.gz`.
 
     Raises:
         CorpusError: For all that can go wrong with it.

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from ..errors import ConfigError
 
 
 def routed_pairs(model: nn.Module) -> list[str]:
-    """Pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
+    """Return pairs that the model's active adapters route by; empty for a base model and for other PEFT methods."""
     return list(getattr(model, "routed_language_pairs", ()))
 
 
 def routing_arguments(
     model: nn.Module, language_pairs: Sequence[str], adapter_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What a call is to be given so that every sample takes its pair; nothing for other models.
+    """Tell what a call is to be given so that every sample takes its pair; nothing for other models.
 
     Raises:
         LanguagePairError: The model does not serve a pair.
@@ -28,40 +33,75 @@ def routing_arguments(
 
 
 def row_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Delta rows that want a lower learning rate than the other parameters; empty for other models."""
+    """Return the delta rows that want a lower learning rate than the other parameters; empty for other models."""
     find = getattr(model, "row_parameters", None)
     return find() if callable(find) else []
 
 
+def slow_down(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], ratio: float) -> None:
+    """Move parameters into groups of their own, with `ratio` times the learning rate of the group they were in."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        slow = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if slow:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * ratio})
+
+
 def training_metrics(model: nn.Module) -> dict[str, float]:
-    """What training has done to LANDER adapters, as scalars for a log; nothing for other models."""
+    """Tell what training has done to LANDER adapters, as scalars for a log; nothing for other models."""
     find = getattr(model, "training_metrics", None)
     return find() if callable(find) else {}
 
 
-def accepts_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the transformers model can be asked for the logits of its last positions only."""
+def accepts(model: nn.Module, *names: str) -> bool:
+    """Whether the transformers model's forward has arguments of these names."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return set(names) <= inspect.signature(base.forward).parameters.keys()
 
 
-@contextmanager
-def saved_in_full(model: nn.Module) -> Iterator[None]:
-    """Adapters are saved in float32 inside, whatever their configs ask for, so that training can resume exactly."""
-    configs = [config for config in getattr(model, "peft_config", {}).values() if hasattr(config, "save_dtype")]
-    wanted = [config.save_dtype for config in configs]
-    try:
-        for config in configs:
-            config.save_dtype = "fp32"
-        yield
-    finally:
-        for config, dtype in zip(configs, wanted, strict=True):
-            config.save_dtype = dtype
+def prompt_of(model: nn.Module, default: str | None = None, adapter_name: str | None = None) -> str | None:
+    """The template that an adapter was trained with.
+
+    Args:
+        model: Any model.
+        default: What is returned for a base, and for adapters that keep none.
+        adapter_name: One of its adapters; the active one by default.
+
+    Raises:
+        ConfigError: Several adapters are active, and were trained with different templates.
+    """
+    configs = getattr(model, "peft_config", {})
+    names = _active_adapters(model) if adapter_name is None else [adapter_name]
+    kept = {name: getattr(configs.get(name), "prompt", None) or default for name in names}
+    if len(set(kept.values())) > 1:
+        raise ConfigError("template", kept, "the active adapters were trained with different ones; give one.")
+    return next(iter(kept.values()), default)
+
+
+def keep_prompt(model: nn.Module, prompt: str | None) -> None:
+    """Note in the active adapters, where they are LANDER ones, what they are trained with."""
+    for name in _active_adapters(model):
+        config = model.peft_config[name]  # type: ignore[index]
+        if hasattr(config, "prompt") and config.prompt != prompt:
+            config = copy.copy(config)  # the user may hold the other
+            config.prompt = prompt
+            model.peft_config[name] = config  # type: ignore[operator, index]
+
+
+def _active_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters that a call goes through; none for a base model, or where they are switched off."""
+    configs: Any = getattr(model, "peft_config", {})
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not configs or any(layer.disable_adapters for layer in layers):
+        return []
+    active = getattr(model, "active_adapters", [])
+    return [name for name in (active() if callable(active) else active) if name in configs]
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module in its own mode again outside."""
+    """Have evaluation mode inside, and every module in its own mode again outside."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

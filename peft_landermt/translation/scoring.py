@@ -59,7 +59,7 @@ class TranslationScores:
 
 
 def bleu_tokenizer_for(language: str) -> str:
-    """sacreBLEU's tokenizer for a language, by the script that its code asks for, or its usual one.
+    """Return sacreBLEU's tokenizer for a language, by the script that its code asks for, or its usual one.
 
     `zh` for Chinese characters of any language; `ja-mecab` and `ko-mecab` for Japanese and Korean; `char`, n-grams of
     characters, for other scripts that are written without spaces between words (Thai, Lao, Khmer, Burmese, Tibetan,
@@ -76,7 +76,7 @@ def bleu_tokenizer_for(language: str) -> str:
 
 
 def metrics_for(language_pair: str, bleu_tokenizer: str | None = None) -> Metrics:
-    """BLEU and chrF++ for a direction; made before anything is translated, so that what is missing is told then.
+    """Make BLEU and chrF++ for a direction; made before anything is translated, so that what is missing is told then.
 
     Args:
         language_pair: Direction such as `"en-de"`.

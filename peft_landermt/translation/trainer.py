@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -14,12 +15,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
-from ..padding import IGNORED
 from ..seq2seq import decoder_inputs, is_encoder_decoder
-from .checkpoints import last_whole_checkpoint, remove_checkpoints
+from .checkpoints import FullPrecisionCheckpoints, last_whole_checkpoint, remove_checkpoints
 from .collator import FIELDS, TranslationCollator
-from .losses import PairLosses
-from .models import accepts_logits_to_keep, routed_pairs, row_parameters, saved_in_full, training_metrics
+from .direction import check_directions
+from .labels import labelled_positions, labels_together
+from .losses import PairLosses, TranslationLoss
+from .models import accepts, keep_prompt, routed_pairs, row_parameters, slow_down, training_metrics
+from .rows import UsableRows, check_rows
 from .scoring import evaluate_translation
 
 
@@ -28,7 +31,11 @@ class LanderTrainer(Trainer):
 
     Pairs may be mixed within a batch. The model can be a LANDER model, a base model or one of another PEFT method, so
     that baselines see the same rows in the same order. Logits are computed only where there are labels, if the model
-    can do that.
+    can do that. The same rows make the same step in any number of batches and processes ([`TranslationLoss`]), and
+    `eval_loss` is the mean over all tokens.
+
+    All rows are looked at before the first step; those of streams are left out and counted where they cannot be used
+    (`skipped_rows` in the log, and `cut_rows`). The adapter keeps the prompt template that it is trained with.
 
     Beside the scalars of `transformers.Trainer`, every log, and so every tracker in `args.report_to`, has the loss of
     each pair (`loss_en-de`, `eval_loss_en-de`) and what [`LanderModel.training_metrics`] tells of the adapter: how far
@@ -46,11 +53,13 @@ class LanderTrainer(Trainer):
         predict_with_generate: Whether `evaluate` and `predict` also translate the rows and add BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.
+        check_languages: Whether to compare a sample of the rows with the languages of their pairs, and warn of others
+            (by py3langid where that is installed, and by script). Streams are not looked at.
         trainer_options: All other arguments of `transformers.Trainer`.
 
     Raises:
-        CorpusError: There are no training rows, or the first lacks a field, or names a pair that the adapter does not
-            hold.
+        CorpusError: There are no training rows, or the first cannot be used. In `train`, `evaluate` and `predict`: any
+            row cannot be used: it lacks a field, its prompt leaves no room, its pair is not in the adapter.
         ConfigError: `row_lr_ratio` is not positive, or one process on several GPUs is to train an adapter with pairs.
     """
 
@@ -65,6 +74,7 @@ class LanderTrainer(Trainer):
         row_lr_ratio: float = 0.03,
         predict_with_generate: bool = False,
         generation_options: dict[str, Any] | None = None,
+        check_languages: bool = True,
         **trainer_options: Any,
     ) -> None:
         if data_collator is None and processing_class is None:
@@ -74,6 +84,7 @@ class LanderTrainer(Trainer):
         self.row_lr_ratio = row_lr_ratio
         self.predict_with_generate = predict_with_generate
         self.generation_options = dict(generation_options or {})
+        self.check_languages = check_languages
         self.pair_losses = {"train": PairLosses(), "eval": PairLosses()}
         super().__init__(
             model=model,
@@ -92,9 +103,17 @@ class LanderTrainer(Trainer):
             # every process reads a stream and takes its share; one that hands out batches cannot send their pairs
             self.accelerator.dataloader_config.dispatch_batches = False
         if data_collator is None:  # the model is known only now: `model_init` may have made it
-            self.data_collator = TranslationCollator(
-                processing_class, seed=self.args.seed, encoder_decoder=is_encoder_decoder(self.model)
-            )
+            self.data_collator = TranslationCollator(processing_class, seed=self.args.seed, model=self.model)
+        two_stacks = is_encoder_decoder(self.model)
+        self.translation_loss = TranslationLoss(two_stacks, self.args.label_smoothing_factor)
+        self.owns_loss = trainer_options.get("compute_loss_func") is None and (
+            two_stacks or not self.args.use_liger_kernel  # whose models make no logits to compute it from
+        )
+        if self.owns_loss:
+            self.compute_loss_func: Any = self.translation_loss
+        self._checkpoints = FullPrecisionCheckpoints()
+        self.add_callback(self._checkpoints)
+        self._stream: UsableRows | None = None
         if isinstance(self.data_collator, TranslationCollator) and train_dataset is not None:
             self._check_first(self.data_collator, train_dataset)
 
@@ -105,16 +124,32 @@ class LanderTrainer(Trainer):
         return self.args.n_gpu > 1 and not quantized
 
     def _check_first(self, collator: TranslationCollator, rows: Any) -> None:
-        streamed = isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")
-        if streamed or not hasattr(rows, "__len__"):
-            return
-        if not len(rows):
-            raise CorpusError("train_dataset", rows, "is empty; give at least one row.")
-        row = rows[0]
-        collator.encode(row)
-        pairs = routed_pairs(self.model)
-        if pairs and row["language_pair"] not in pairs:
-            raise CorpusError("language_pair", row["language_pair"], f"the adapter holds {', '.join(pairs)}.")
+        if _is_sized(rows):
+            check_rows([rows[0]] if len(rows) else rows, "train_dataset", collator, routed_pairs(self.model))
+
+    def _check_all(self, rows: Any, name: str) -> None:
+        """Check all rows of a sized data set; refuse those that cannot be used, and tell how many are cut."""
+        if isinstance(self.data_collator, TranslationCollator) and _is_sized(rows):
+            pairs = routed_pairs(self.accelerator.unwrap_model(self.model))
+            report = check_rows(rows, name, self.data_collator, pairs)
+            doubts = [doubt.text for doubt in check_directions(report.sample)] if self.check_languages else []
+            if report.num_cut:
+                doubts.append(
+                    f"{report.num_cut} of {report.total} rows are cut at max_length={self.data_collator.max_length}; "
+                    "they do not teach where a translation ends"
+                )
+            for doubt in doubts if self.is_world_process_zero() else ():
+                warnings.warn(f"{name}: {doubt}", stacklevel=2)
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        training = kwargs.get("is_training", False)
+        if isinstance(dataset, IterableDataset) and isinstance(self.data_collator, TranslationCollator):
+            pairs = routed_pairs(self.accelerator.unwrap_model(self.model))
+            dataset = UsableRows(dataset, self.data_collator, pairs)
+            self._stream = dataset if training else self._stream
+        else:
+            self._check_all(dataset, "train_dataset" if training else "eval_dataset")
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -131,7 +166,7 @@ class LanderTrainer(Trainer):
         return LengthGroupedSampler(size, lengths=lengths)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
+        """Make the optimizer of `transformers.Trainer`, with a lower learning rate for delta rows beside factors."""
         made_here = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made_here and self.row_lr_ratio != 1:
@@ -145,7 +180,7 @@ class LanderTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Loss of a batch from the collator; see `transformers.Trainer.compute_loss`."""
+        """Compute the loss of a batch from the collator; see `transformers.Trainer.compute_loss`."""
         inputs = dict(inputs)
         plain = self.accelerator.unwrap_model(model)
         pairs = inputs.pop("language_pairs", None)
@@ -156,65 +191,93 @@ class LanderTrainer(Trainer):
             # the model, which would make these of the labels, does not see them then
             inputs.setdefault("decoder_input_ids", decoder_inputs(plain, inputs["labels"]))
         if "labels" in inputs and self._cuts_logits(plain):
-            inputs["logits_to_keep"] = _labelled_positions(inputs["labels"])
+            inputs.update(labels_together(inputs, plain))
+            inputs["logits_to_keep"] = labelled_positions(inputs["labels"])
             inputs["labels"] = inputs["labels"][:, inputs["logits_to_keep"]]
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         logits = getattr(outputs, "logits", None)
         if pairs is not None and labels is not None and logits is not None:
-            self.pair_losses["train" if model.training else "eval"].add(
-                pairs, logits, labels, shifted=is_encoder_decoder(plain)
-            )
+            kind = "train" if model.training else "eval"
+            own = pairs if model.training else pairs[: self._not_repeated(len(pairs))]
+            self.pair_losses[kind].add(own, logits, labels, self.translation_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _not_repeated(self, count: int) -> int:
+        """How many of a batch's rows are no repetitions, which fill the last batches of several processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return count
+        return min(max(state.remainder - self.accelerator.process_index * count, 0), count)
 
     def _cuts_logits(self, plain: nn.Module) -> bool:
         """Whether logits are computed only where there are labels; DataParallel would split the positions too."""
-        return accepts_logits_to_keep(plain) and not self._data_parallel
+        return accepts(plain, "logits_to_keep") and not is_encoder_decoder(plain) and not self._data_parallel
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
+        plain = self.accelerator.unwrap_model(model)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if isinstance(labels, torch.Tensor) and self._cuts_logits(self.accelerator.unwrap_model(model)):
-            labels = labels[:, _labelled_positions(labels)]
+        if isinstance(labels, torch.Tensor) and self._cuts_logits(plain):
+            labels = labels_together({**inputs, "labels": labels}, plain).get("labels", labels)
+            labels = labels[:, labelled_positions(labels)]
         return loss, logits, labels
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`. True resumes from the newest checkpoint that is whole.
+        """Train; see `transformers.Trainer.train`. All rows are checked before the first step. True resumes from the
+        newest checkpoint that is whole.
 
         Raises:
             ConfigError: There is none.
         """
         self.pair_losses["train"].clear()  # what was left of an earlier training
+        self._stream = None
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 remedy = f"{self.args.output_dir} holds no whole checkpoint; train from the start."
                 raise ConfigError("resume_from_checkpoint", True, remedy)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.eval_dataset is not None and self.args.eval_strategy != "no":
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for name, rows in several.items():
+                self._check_all(rows, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+        if isinstance(self.data_collator, TranslationCollator):
+            keep_prompt(self.accelerator.unwrap_model(self.model), self.data_collator.prompt)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._checkpoints.on_train_end(self.args, self.state, self.control)  # also of one that failed
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what `transformers.Trainer` does and, while training, the loss of every pair, changes and gates."""
         if "loss" in logs:
-            by_pair = {f"loss_{pair}": loss for pair, loss in self.pair_losses["train"].take().items()}
-            logs = {**logs, **by_pair, **training_metrics(self.accelerator.unwrap_model(self.model))}
+            _, by_pair = self.pair_losses["train"].take()
+            losses = {f"loss_{pair}": loss for pair, loss in by_pair.items()}
+            counts = {} if self._stream is None else _counts(self._stream)
+            logs = {**logs, **losses, **training_metrics(self.accelerator.unwrap_model(self.model)), **counts}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # what is left of one that was not written to its end must not mix with this one
             remove_checkpoints(self._get_output_dir(trial), self.state.global_step)
         self.accelerator.wait_for_everyone()
-        with saved_in_full(self.accelerator.unwrap_model(self.model)):
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations score."""
+        """Run the loop of `evaluate` and `predict`; its metrics also tell of every pair, and what translations
+        score."""
         losses = self.pair_losses["eval"]
         losses.clear()  # what an interrupted evaluation left
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_loss_{pair}": loss for pair, loss in losses.take().items()})
+        mean, by_pair = losses.take()
+        found = {f"loss_{pair}": loss for pair, loss in by_pair.items()}
+        if mean is not None and self.owns_loss:
+            found["loss"] = mean  # that of transformers is a mean of means, which depends on the batches
+        rows = dataloader.dataset
+        rows = rows.dataset if isinstance(rows, IterableDatasetShard) else rows  # all, not one process's
+        found.update(_counts(rows) if isinstance(rows, UsableRows) else {})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         if self.predict_with_generate:
-            rows = dataloader.dataset
-            rows = rows.dataset if isinstance(rows, IterableDatasetShard) else rows  # all, not one process's
             output.metrics.update(self._score(rows, metric_key_prefix))
         return output
 
@@ -229,6 +292,9 @@ class LanderTrainer(Trainer):
             by_pair[row["language_pair"]].append(row)
         if not by_pair:
             raise CorpusError("eval_dataset", rows, "gives no rows to translate; a stream must begin anew each time.")
+        options = {"batch_size": self.args.per_device_eval_batch_size, **self.generation_options}
+        if isinstance(self.data_collator, TranslationCollator):
+            options.setdefault("template", self.data_collator.prompt)
         scores: dict[str, float] = {}
         shared = self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         for pair, members in by_pair.items():
@@ -240,7 +306,7 @@ class LanderTrainer(Trainer):
                 references,
                 pair,
                 shared,
-                **{"batch_size": self.args.per_device_eval_batch_size, **self.generation_options},
+                **options,
             )
             scores[f"{prefix}_bleu_{pair}"], scores[f"{prefix}_chrf_{pair}"] = result.bleu, result.chrf
         for name in ("bleu", "chrf"):
@@ -248,22 +314,9 @@ class LanderTrainer(Trainer):
         return scores
 
 
-def slow_down(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], ratio: float) -> None:
-    """Move parameters into groups of their own, with `ratio` times the learning rate of the group they were in."""
-    chosen = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        slow = [parameter for parameter in group["params"] if id(parameter) in chosen]
-        if slow:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-            optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * ratio})
+def _is_sized(rows: Any) -> bool:
+    return not isinstance(rows, IterableDataset) and hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
 
 
-def _labelled_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions from the one before the first label of any row to the last, so that every label has its logits.
-
-    Given as a tensor, not as a number, the model copies the hidden states it needs into one block; the head is a
-    single product then, instead of one for each row.
-    """
-    labelled = (labels != IGNORED).any(dim=0)
-    first = int(labelled.int().argmax()) if bool(labelled.any()) else labels.shape[1] - 1
-    return torch.arange(max(first - 1, 0), labels.shape[1], device=labels.device)
+def _counts(stream: UsableRows) -> dict[str, float]:
+    return {"skipped_rows": stream.num_skipped, "cut_rows": stream.num_cut}

@@ -129,7 +129,7 @@ def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_attention(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA outside of FFNs, alone and beside LANDER, which does not freeze it."""
+    """LoRA outside of FFNs, alone and beside LANDeRMT, which does not freeze it."""
     labels = ["LoRA on attention, lr=0.001", "LANDeRMT with LoRA on attention, lr=0.001", "rows at 0.03, lr=0.001"]
     options = [*scale(folder), "--search-rows", "0", "--development-only", "--experiments", "rates"]
     options += ["--results", str(folder / "attention.jsonl")]

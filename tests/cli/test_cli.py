@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from peft_landermt import LanderTrainer, NeuronMap, __version__, evaluate_translation, translate
 from peft_landermt.cli import main, quickstart
 from peft_landermt.ffn import FFNLayout
+from peft_landermt.translation import Translations
 
 from ..conftest import SENTENCES, build_model
 from ..tuner.helpers import same_state
@@ -349,11 +350,11 @@ def test_merged_weights_have_the_type_of_the_base(
 def test_dtype(shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]) -> None:
     seen: list[torch.dtype] = []
 
-    def spy(model: Any, *_args: Any, **_options: Any) -> list[str]:
+    def spy(model: Any, *_args: Any, **_options: Any) -> Translations:
         seen.append(next(model.parameters()).dtype)
-        return []
+        return Translations([], 0)
 
-    monkeypatch.setattr("peft_landermt.cli.translate.translate", spy)
+    monkeypatch.setattr("peft_landermt.cli.translate.translate_counted", spy)
     text = tmp_path / "text"
     text.write_text("a\n", encoding="utf-8")
     assert main(["translate", *shop.model, *options, "--pair", "en-de", "--input", str(text)]) == 0

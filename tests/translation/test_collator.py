@@ -40,7 +40,7 @@ def test_labels_are_the_target_and_eos_only(tokenizer: PreTrainedTokenizerFast) 
     assert batch["language_pairs"] == ["en-de"]
 
 
-def test_rows_are_padded_on_the_left(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_are_padded_on_the_right(tokenizer: PreTrainedTokenizerFast) -> None:
     collator = TranslationCollator(tokenizer)
     batch = collator(ROWS)
     lengths = [sum(map(len, collator.encode(row))) for row in ROWS]
@@ -52,9 +52,9 @@ def test_rows_are_padded_on_the_left(tokenizer: PreTrainedTokenizerFast) -> None
     for index, (row, length) in enumerate(zip(ROWS, lengths, strict=True)):
         prompt, target = collator.encode(row)
         padding = max(lengths) - length
-        assert batch["input_ids"][index].tolist() == [PAD] * padding + prompt + target
-        assert batch["attention_mask"][index].tolist() == [0] * padding + [1] * length
-        assert batch["labels"][index].tolist() == [-100] * (padding + len(prompt)) + target
+        assert batch["input_ids"][index].tolist() == prompt + target + [PAD] * padding
+        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * padding
+        assert batch["labels"][index].tolist() == [-100] * len(prompt) + target + [-100] * padding
         assert target == [*text_ids(tokenizer, " " + row["target"]), EOS]
 
 
@@ -112,13 +112,13 @@ def test_the_same_sentence_may_get_another_template_in_another_pair(tokenizer: P
 
 
 @pytest.mark.parametrize("room", [2, 5, 18])
-def test_long_translations_are_cut_and_still_end(tokenizer: PreTrainedTokenizerFast, room: int) -> None:
+def test_long_translations_are_cut_and_do_not_end(tokenizer: PreTrainedTokenizerFast, room: int) -> None:
     prompt, target = TranslationCollator(tokenizer, ONE).encode(ROWS[0])
     assert len(target) == 19  # 18 characters of " Das Haus ist alt." and eos
-    cut = TranslationCollator(tokenizer, ONE, max_length=len(prompt) + room).encode(ROWS[0])
-    assert cut == (prompt, [*target[: room - 1], EOS])
-    batch = TranslationCollator(tokenizer, ONE, max_length=len(prompt) + room)([ROWS[0]])
-    assert batch["input_ids"].shape == (1, len(prompt) + room)
+    collator = TranslationCollator(tokenizer, ONE, max_length=len(prompt) + room)
+    assert collator.encode(ROWS[0]) == (prompt, target[:room])
+    assert collator.cuts(ROWS[0]) and not TranslationCollator(tokenizer, ONE).cuts(ROWS[0])
+    assert collator([ROWS[0]])["input_ids"].shape == (1, len(prompt) + room)
 
 
 def test_a_translation_that_just_fits_is_whole(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -168,7 +168,8 @@ def test_prompt_is_the_template_filled(tokenizer: PreTrainedTokenizerFast, monke
         "English German tea",
     ]
     assert options["attention_mask"].tolist() == [[0, 0] + [1] * 17, [1] * 19]  # <bos>, and 16 or 18 characters
-    assert options["max_new_tokens"] == 16 + 2 * 4  # the longest source is <bos> t e a
+    # 1.5 bytes of German for each of 32 letters, and twice for those of the longest source
+    assert options["max_new_tokens"] == 1.5 * (32 + 2 * 3)
     assert (options["num_beams"], options["do_sample"]) == (3, False)
     assert "language_pairs" not in options
 

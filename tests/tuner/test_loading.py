@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from peft_landermt import LanderFFN, NeuronMap
+from peft_landermt import LanderFFN, NeuronMap, join_adapters
 from peft_landermt.errors import AdapterError, LanderError
 
 from ..conftest import build_model
@@ -147,6 +147,20 @@ def test_what_is_whole_is_loaded(whole: Path, neuron_map: NeuronMap, road: str) 
     model.set_adapter(name)
     expected = PeftModel.from_pretrained(build_model("llama"), str(whole)).eval()
     assert logits(model.eval(), ids()).equal(logits(expected, ids()))
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, change_config(init_weights=False)], ids=["byte", "config"])
+def test_a_folder_that_changed_since_it_was_loaded(folder: Path, llama_map: NeuronMap, damage: Any) -> None:
+    model = PeftModel.from_pretrained(build_model("llama"), str(folder))
+    model.load_adapter(str(folder), adapter_name="second")
+    before = snapshot(model)
+    damage(folder)
+    for name in ("default", "second"):
+        with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
+            model.load_adapter(str(folder), adapter_name=name)
+        assert_as_before(model, before)
+    with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
+        join_adapters(build_model("llama"), [folder])
 
 
 @pytest.mark.parametrize("auto", [AutoPeftModelForCausalLM, AutoModelForCausalLM])
