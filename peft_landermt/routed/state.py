@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -164,6 +165,28 @@ def check_state(
             raise AdapterError(
                 key, "another tensor", "would change the base under the adapters that are loaded; load it first."
             )
+
+
+def check_can_be_written(model: nn.Module, config: RoutedConfig, adapter_name: str, state: State) -> None:
+    """Check that tensors can be written into an adapter that is in a model, now.
+
+    Args:
+        model: The model.
+        config: The adapter's config.
+        adapter_name: Its name.
+        state: The tensors, in the model's keys.
+
+    Raises:
+        AdapterError: They are not exactly the adapter's, or it is merged.
+        ConcurrencyError: Another thread's call is in progress.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, RoutedLayer)]
+    with layers[0].routing.writing("loading weights") if layers else nullcontext():
+        pass  # the weights are written by PEFT, after this
+    if any(adapter_name in layer.merged_adapters for layer in layers):
+        raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
+    others = [name for name in model.peft_config if name != adapter_name]  # type: ignore[union-attr]
+    check_state(state, *expected_in_model(model, config, adapter_name), others_loaded=bool(others))
 
 
 def as_saved(key: str, value: torch.Tensor, config: RoutedConfig, model: nn.Module) -> torch.Tensor:

@@ -30,10 +30,13 @@ def check_adapter_name(adapter_name: str, configs: Mapping[str, RoutedConfig], m
         model: The model.
 
     Raises:
-        AdapterError: The name has a dot or is empty, or is a part of keys that PEFT saves beside an adapter's own.
+        AdapterError: The name is empty, cannot be shown, or cannot be one of a module; or it is a part of keys that
+            PEFT saves beside an adapter's own.
     """
     if not adapter_name or "." in adapter_name:
         raise AdapterError("adapter_name", adapter_name, "must be without dots, since it becomes a part of keys.")
+    if hasattr(nn.ModuleDict(), adapter_name) or not adapter_name.isprintable():
+        raise AdapterError("adapter_name", adapter_name, "cannot be the name of a module; take another one.")
     names = {name for config in configs.values() for name, _ in saved_modules(model, config)}
     embeddings = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     names |= {name for name, module in model.named_modules() if any(module is each for each in embeddings)}

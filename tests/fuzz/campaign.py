@@ -22,7 +22,7 @@ OUTCOMES: Counter[str] = Counter()
 
 settings.register_profile(
     "short",
-    max_examples=40,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,
@@ -30,13 +30,13 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("fuzz", settings.get_profile("short"), max_examples=200, derandomize=False)
+settings.register_profile("fuzz", settings.get_profile("short"), max_examples=100, derandomize=False)
 settings.load_profile("fuzz" if MINUTES else "short")
 
 
 def at_most(examples: int) -> settings:
-    """Settings for a test whose examples are slow."""
-    return settings(max_examples=examples * (5 if MINUTES else 1))
+    """Settings for a test of many, or one whose examples are slow: so many by default, and more in a campaign."""
+    return settings(max_examples=examples * (20 if MINUTES else 1))
 
 
 def attempt(road: str, load: Callable[[], Any], others: tuple[str, ...] = ()) -> Any:

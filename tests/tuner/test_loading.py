@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,13 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "neurons out of order": change_tensors(lambda s: s.update({(k := a_block(s, "general_neurons")): s[k].flip(0)})),
     "neurons out of range": change_tensors(lambda s: s[a_block(s, "general_neurons")][-1:].fill_(10_000)),
     "a neuron twice": change_tensors(lambda s: s[a_block(s, "general_neurons")][:2].fill_(0)),
+    "a delta beyond half precision": change_tensors(lambda s: s[a_block(s, "_B")].view(-1)[:1].fill_(1e30)),
+    "a delta of eight bits": change_tensors(lambda s: s.update({(k := a_block(s, "_B")): s[k].to(torch.float8_e5m2)})),
+    "neurons of another type": change_tensors(lambda s: s.update({(k := a_block(s, "de_neurons")): s[k].long()})),
+    "awareness below zero": change_tensors(lambda s: s[a_block(s, "awareness_sums")].view(-1)[:1].fill_(-1)),
+    "a number of 400 digits": change_config(general_rank=10**400),
+    "a pattern that nests too deep": change_config(target_modules="(?:" * 5000 + "a" + ")" * 5000),
+    "a pipe": lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)),
     "a flipped byte": flip_a_byte,
     "a config changed by hand": change_config(init_weights=False),
     "a config of another form": change_config(car="learned"),
@@ -238,7 +247,23 @@ def test_embeddings_that_the_config_does_not_name(resized: Path) -> None:
 # Names and modules that are refused when an adapter is added
 
 
-@pytest.mark.parametrize("name", ["model", "weight", "lm_head", "base_model", "embed_tokens", "bias", "a.b", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "weight",
+        "lm_head",
+        "base_model",
+        "embed_tokens",
+        "bias",
+        "a.b",
+        "",
+        "keys",
+        "to",
+        "training",
+        "a\x1b[2J",
+    ],
+)
 def test_names_that_peft_would_take_for_parts_of_keys(neuron_map: NeuronMap, name: str) -> None:
     model = with_another(neuron_map)
     before = snapshot(model)
@@ -267,3 +292,16 @@ def test_modules_that_cannot_be_saved_beside_the_adapter(neuron_map: NeuronMap, 
     with pytest.raises(LanderError, match="modules_to_save="):
         adapt(model, neuron_map, ["en-de"], modules_to_save=[saved])
     assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("pattern", [".*" * 300 + "!", "(.*)*" * 20 + "x", "(([a-z0-9_.]+)+)+!"])
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_patterns_have_little_time(pattern: str, field: str) -> None:
+    """In this package and in PEFT, which matches them against names of embeddings."""
+    model = build_model("llama")
+    before, start = snapshot(model), time.perf_counter()
+    try:
+        adapt(model, **{field: pattern})
+    except ValueError:  # PEFT's too, for a pattern that matches nothing
+        assert_as_before(model, before)
+    assert time.perf_counter() - start < 30
