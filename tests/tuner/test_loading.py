@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, set_peft_model_state_dict
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import peft_landermt.routed.folder as folder_module
 from peft_landermt import LanderFFN, NeuronMap, join_adapters
 from peft_landermt.errors import AdapterError, LanderError
 
@@ -170,6 +172,52 @@ def test_a_folder_that_changed_since_it_was_loaded(folder: Path, llama_map: Neur
         assert_as_before(model, before)
     with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
         join_adapters(build_model("llama"), [folder])
+
+
+def read_by_us(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
+    load = folder_module.load_file
+    monkeypatch.setattr(folder_module, "load_file", lambda path: (before(), load(path))[1])
+
+
+def read_by_peft(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
+    load = peft.peft_model.load_peft_weights
+    monkeypatch.setattr(
+        peft.peft_model, "load_peft_weights", lambda *args, **kwargs: (before(), load(*args, **kwargs))[1]
+    )
+
+
+def join(model: nn.Module, folder: Path) -> Any:
+    return join_adapters(model, [folder])
+
+
+@pytest.mark.parametrize(
+    ("road", "moment"),
+    [(road, read_by_us) for road in ("join_adapters", *ROADS)]
+    + [(road, read_by_peft) for road in ("from_pretrained", "load_adapter", "load_adapter, a loaded name")],
+)
+def test_a_folder_that_is_saved_to_while_it_is_loaded(
+    folder: Path, llama_map: NeuronMap, monkeypatch: pytest.MonkeyPatch, road: str, moment: Any
+) -> None:
+    """Config and weights of two saves of one form, each of which fits its digest."""
+    later = adapt(build_model("llama"), llama_map, ["en-de"], seed=2, modules_to_save=["lm_head"])
+    later.peft_config["default"].base_model_name_or_path = json.loads((folder / CONFIG).read_text())[
+        "base_model_name_or_path"
+    ]
+    make, load = {"join_adapters": (ROADS["from_pretrained"][0], join), **ROADS}[road]
+    model = make(llama_map)
+    before = snapshot(model)
+    moment(monkeypatch, lambda: later.save_pretrained(str(folder)))
+    with pytest.raises(AdapterError, match="while it was being loaded"):
+        load(model, folder)
+    if moment is read_by_us or "loaded name" in road:
+        assert_as_before(model, before)
+    for name, value in build_model("llama").state_dict().items():
+        found = {
+            key.replace("base_model.model.", "").replace(".base_layer", "").replace(".original_module", ""): key
+            for key in model.state_dict()
+            if ".default" not in key and ".good" not in key
+        }
+        assert model.state_dict()[found[name]].equal(value)
 
 
 @pytest.mark.parametrize("auto", [AutoPeftModelForCausalLM, AutoModelForCausalLM])
