@@ -1,10 +1,13 @@
-.PHONY: test behaviours quality style slow bench docs
+.PHONY: test fuzz behaviours quality style slow bench docs
 
 test:  ## what CI runs
 	pytest -n auto
 
 slow:  ## tests on the real base model, and all other slow ones
 	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow" --timeout 0
+
+fuzz:  ## an hour of damaged files and other inputs, with counts; MINUTES=5 for less
+	LANDERMT_FUZZ_MINUTES=$(or $(MINUTES),60) OMP_NUM_THREADS=1 pytest tests/fuzz -n auto --dist worksteal --timeout 0
 
 behaviours:  ## the table of PEFT behaviours by architecture
 	pytest tests/tuner/test_behaviours.py --behaviours -q

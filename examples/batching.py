@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -48,7 +48,7 @@ class Sentence:
         text: The sentence.
         language_pair: Its direction.
         prompt: Tokens that the model reads.
-        limit: Tokens that its translation has at most, unless it is an unusual one.
+        limit: Tokens that its translation usually is within.
     """
 
     text: str
@@ -57,19 +57,26 @@ class Sentence:
     limit: int
 
 
+class Answer(NamedTuple):
+    """A translation, and whether it found no end and was cut."""
+
+    text: str
+    cut: bool = False
+
+
 @dataclass(eq=False)
 class Job:
     """The sentences of one request, and what became of them; `future` is of the event loop that made it."""
 
     client: str
     sentences: Sequence[Sentence]
-    future: asyncio.Future[list[Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    future: asyncio.Future[list[Answer]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     gone: bool = False
     arrived: float = 0.0
 
     def __post_init__(self) -> None:
         self.waiting = deque(range(len(self.sentences)))
-        self.answers: list[Any] = [None] * len(self.sentences)
+        self.answers: list[Answer | None] = [None] * len(self.sentences)
 
     def _finish(self, set_result: Callable[[Any], None], result: Any) -> None:
         self.gone = True
@@ -80,8 +87,8 @@ class Job:
 
         self.future.get_loop().call_soon_threadsafe(finish)
 
-    def answer(self, index: int, translation: Any) -> None:
-        self.answers[index] = translation
+    def answer(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
         if None not in self.answers and not self.gone:
             self._finish(self.future.set_result, list(self.answers))
 
@@ -107,7 +114,7 @@ class Batches:
 
     def __init__(
         self,
-        translate: Callable[[Sequence[Sentence], LogitsProcessorList], list[Any]],
+        translate: Callable[[Sequence[Sentence], LogitsProcessorList], list[Answer]],
         batch_size: int,
         room: int,
         fits: Callable[[Sequence[Sentence]], bool],
@@ -254,7 +261,7 @@ class Batches:
         start = self.running_since = time.monotonic()
         try:
             sentences = [job.sentences[index] for job, index in batch]
-            translations = self.translate(sentences, LogitsProcessorList([_Turn(self, batch)]))
+            answers = self.translate(sentences, LogitsProcessorList([_Turn(self, batch)]))
         except _Abandoned:
             return
         except Exception as error:  # of whatever kind: its client hears of it, and the server goes on
@@ -268,8 +275,8 @@ class Batches:
             self.batches += 1
             self.translated += len(batch)
             self.pace += 0.1 * ((time.monotonic() - start) / len(batch) - self.pace)
-        for (job, index), translation in zip(batch, translations, strict=True):
-            job.answer(index, translation)
+        for (job, index), answer in zip(batch, answers, strict=True):
+            job.answer(index, answer)
 
 
 class _Turn(LogitsProcessor):
@@ -278,12 +285,12 @@ class _Turn(LogitsProcessor):
     def __init__(self, batches: Batches, batch: Sequence[Place]) -> None:
         self.batches, self.batch = batches, batch
         self.start, self.aside = time.monotonic(), 0.0
-        self.tokens = self.limit = max(job.sentences[index].limit for job, index in batch)
+        self.tokens = self.usual = max(job.sentences[index].limit for job, index in batch)
         self.owners: list[list[Job]] | None = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         now = self.batches.running_since = time.monotonic()
-        self.tokens = self.tokens - 1 or self.limit  # what has found no end by then may go on as long again
+        self.tokens = self.tokens - 1 if self.tokens else self.usual  # what goes on may become as long again
         if now - self.start - self.aside >= SHARE * self.aside:
             shorter = self.batches._take_shorter({job for job, _ in self.batch if not job.gone}, self.tokens)
             if shorter:

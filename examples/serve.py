@@ -3,11 +3,10 @@
     python examples/serve.py --adapters out/pairs/en-de out/pairs/en-fr
     curl localhost:8000/translate --json '{"language_pair": "en-de", "sentences": ["Good morning."]}'
 
-The answer has the `translations`, and in `cut` the places of those that found no end. Sentences of different pairs go
-through the model in one batch; `batching.py` says whose turn it is. What cannot be translated is refused before it
-waits, and everything has a limit: see `--help`. `GET /health` and `GET /metrics` tell how the server is;
-`benchmarks/serving.py` puts it under load, also from hostile clients. Who may ask, and how often, is for a proxy in
-front of it to know.
+Sentences of different pairs go through the model in one batch; `batching.py` says whose turn it is. What cannot be
+translated is refused before it waits, and everything has a limit: see `--help`. An answer lists under `cut` which of
+its translations found no end. `GET /health` and `GET /metrics` tell how the server is; `benchmarks/serving.py` puts it
+under load, also from hostile clients. Who may ask, and how often, is for a proxy in front of it to know.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from batching import Batches, Full, Job, Sentence
+from batching import Answer, Batches, Full, Job, Sentence
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -34,7 +33,7 @@ from peft import PeftModel
 from pydantic import BaseModel, Field
 
 from peft_landermt.demo import load_base
-from peft_landermt.translation import build_prompt, translate_counted
+from peft_landermt.translation import TRANSLATION_PROMPT, build_prompt, translate_counted
 
 
 class Limits(BaseModel, frozen=True):
@@ -42,7 +41,7 @@ class Limits(BaseModel, frozen=True):
 
     sentences: int = Field(100, gt=0, description="sentences of a request")
     characters: int = Field(2000, gt=0, description="characters of a sentence")
-    tokens: int = Field(256, gt=0, description="tokens of a sentence, most of which become twice as many at most")
+    tokens: int = Field(256, gt=0, description="tokens of a sentence")
     body: int = Field(1_000_000, gt=0, description="bytes of a request")
     reading: float = Field(10.0, gt=0, description="seconds in which a request must arrive")
     waiting: int = Field(512, gt=0, description="sentences that may wait; beyond that, requests get 429")
@@ -73,6 +72,11 @@ class Sizes:
     def __init__(self, model: PeftModel, tokenizer: Any, limits: Limits, batch_size: int) -> None:
         self.tokenizer, self.limits, self.batch_size = tokenizer, limits, batch_size
         self.two_stacks = model.config.is_encoder_decoder
+        self.templates = {
+            pair: config.prompt or TRANSLATION_PROMPT
+            for config in model.peft_config.values()
+            for pair in config.language_pairs
+        }
         config = model.config.get_text_config()
         rotary = getattr(config, "rope_parameters", None) is not None
         self.positions = None if rotary else getattr(config, "max_position_embeddings", None)
@@ -89,7 +93,8 @@ class Sizes:
     def _measure(self, texts: Sequence[str], language_pair: str) -> list[Sentence | str]:
         lines = [" ".join(text.split()) if len(text) <= self.limits.characters else "" for text in texts]
         "".join(lines).encode()  # half of a surrogate pair is no text, whatever a tokenizer makes of it
-        prompts = lines if self.two_stacks else [build_prompt(line, language_pair) for line in lines]
+        template = self.templates[language_pair]
+        prompts = lines if self.two_stacks else [build_prompt(line, language_pair, template) for line in lines]
         tokens, read = (self.tokenizer(batch)["input_ids"] for batch in (lines, prompts))
         sentences = [
             Sentence(line, language_pair, prompt, 16 + 2 * len(ids))
@@ -133,17 +138,16 @@ class Translations:
         self.batches = Batches(self._run, batch_size, limits.waiting, self.sizes.fits, end_of_text(model))
         self.measuring = ThreadPoolExecutor(1)  # beside the model; more would take time from it
 
-    def _run(self, sentences: Sequence[Sentence], processors: Any) -> list[tuple[str, bool]]:
-        """The translation of each sentence, and whether it was cut."""
+    def _run(self, sentences: Sequence[Sentence], processors: Any) -> list[Answer]:
         pairs = [sentence.language_pair for sentence in sentences]
         texts = [sentence.text for sentence in sentences]
         names = [self.adapters[pair] for pair in pairs]
         options = {"batch_size": self.batch_size, "adapter_names": names, "logits_processor": processors}
         found = translate_counted(self.model, self.tokenizer, texts, pairs, **options)
-        return [(text, index in found.cut) for index, text in enumerate(found.texts)]
+        return [Answer(text, index in found.cut) for index, text in enumerate(found.texts)]
 
-    async def answer(self, body: Body, request: Request) -> dict[str, list[Any]]:
-        """What the client gets; HTTPException for what is refused, not translated in time, or asked by one that left."""
+    async def answer(self, body: Body, request: Request) -> list[Answer]:
+        """The translations; HTTPException for what is refused, not translated in time, or of a client that left."""
         if body.language_pair not in self.adapters:
             asked = repr(body.language_pair[:40])
             raise HTTPException(404, f"language_pair={asked}: one of {', '.join(self.adapters)}.")
@@ -156,10 +160,8 @@ class Translations:
             sentences = await self._measured(body, left)
             wanted = [one for one in sentences if one.text]
             client = request.client.host if request.client else ""
-            found = iter(await self._translated(Job(client, wanted), left) if wanted else [])
-            answers = [next(found) if one.text else ("", False) for one in sentences]
-            cut = [index for index, (_, was_cut) in enumerate(answers) if was_cut]
-            return {"translations": [text for text, _ in answers], "cut": cut}
+            answers = iter(await self._translated(Job(client, wanted), left) if wanted else [])
+            return [next(answers) if one.text else Answer("") for one in sentences]
         finally:
             left.cancel()
 
@@ -177,7 +179,7 @@ class Translations:
             raise HTTPException(422, bad)
         return [one for one in measured if isinstance(one, Sentence)]
 
-    async def _translated(self, job: Job, left: asyncio.Task[None]) -> list[tuple[str, bool]]:
+    async def _translated(self, job: Job, left: asyncio.Task[None]) -> list[Answer]:
         try:
             self.batches.submit(job)
             await asyncio.wait({job.future, left}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -221,7 +223,9 @@ def make_app(model: PeftModel, tokenizer: Any, batch_size: int = 16, limits: Lim
 
     @app.post("/translate")
     async def answer(request: Request, body: Body) -> dict[str, list[Any]]:
-        return await translations.answer(body, request)
+        found = await translations.answer(body, request)
+        cut = [index for index, one in enumerate(found) if one.cut]
+        return {"translations": [one.text for one in found], "cut": cut}
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -6,8 +6,8 @@ from typing import Any
 
 from .escaping import printable
 
-_LONGEST = 200
-"""Characters of a field or value that a message shows."""
+_LONGEST, _LONGEST_REMEDY = 200, 500
+"""Characters of a field or value, and of a remedy, that a message shows."""
 
 
 class LanderError(ValueError):
@@ -21,14 +21,15 @@ class LanderError(ValueError):
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(printable(f"{_shortened(field)}={_shortened(repr(value))}: {remedy}"))
+        given = f"{_shortened(field)}={_shortened(repr(value))}"
+        super().__init__(printable(f"{given}: {_shortened(remedy, _LONGEST_REMEDY)}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.field, self.value, self.remedy)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+def _shortened(text: str, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 class LanguagePairError(LanderError):

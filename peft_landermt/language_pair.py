@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -121,7 +122,7 @@ def parse_pairs(pairs: Iterable[str], field: str = "language_pairs") -> list[Lan
     parsed = [parse_pair(pair, field) for pair in pairs]
     if not parsed:
         raise LanguagePairError(field, list(pairs), "name at least one pair, such as 'en-de'.")
-    doubles = sorted({str(pair) for pair in parsed if parsed.count(pair) > 1})
+    doubles = sorted(str(pair) for pair, count in Counter(parsed).items() if count > 1)
     if doubles:
         raise LanguagePairError(field, doubles, "each pair may be named once.")
     return parsed

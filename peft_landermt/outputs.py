@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
@@ -33,13 +38,17 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         usual = partial.stat().st_mode
         yield partial
         os.chmod(partial, usual)  # safetensors makes files that only their owner may read
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())  # else a crash may keep the new name and lose what was written
-        os.replace(partial, target)
+        _put_in_place(partial, target)
     except SafetensorError as error:
         raise OSError(f"{target} cannot be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())  # else a crash may keep the new name and lose what was written
+    os.replace(partial, target)
 
 
 def write_text(path: str | os.PathLike[str], text: str, errors: str = "strict") -> None:
@@ -66,3 +75,44 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def files_in_place(path: str | os.PathLike[str], kept: Collection[str] = ()) -> Iterator[Path]:
+    """A folder to fill, whose files take the places of those of the same names in `path` when the block ends without
+    an error: one after the other, but no two processes at once.
+
+    Args:
+        path: The folder; made if it does not exist. What else is in it stays.
+        kept: Files, by their paths in the folder, that are not replaced where they are there.
+
+    Raises:
+        OSError: The files cannot be written; `path` is as it was.
+    """
+    target = Path(os.path.abspath(path))
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
+        try:
+            yield Path(folder)
+        except SafetensorError as error:
+            raise OSError(f"{target} cannot be written: {error}") from error
+        written = sorted(file.relative_to(folder) for file in Path(folder).rglob("*") if file.is_file())
+        with _locked(target):
+            for file in written:
+                if str(file) not in kept or not os.path.lexists(target / file):
+                    (target / file).parent.mkdir(parents=True, exist_ok=True)
+                    _put_in_place(Path(folder, file), target / file)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process, or thread, is in such a block for the same folder."""
+    if sys.platform == "win32":  # where a folder cannot be opened
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

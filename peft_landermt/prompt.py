@@ -56,11 +56,11 @@ class Prompt:
         return parsed
 
     def fill(self, source: str, pair: LanguagePair) -> str:
-        """The text up to the translation. The source is put in as it is, braces included."""
+        """Return the text up to the translation. The source is put in as it is, braces included."""
         return format_prompt(self.before, source, pair)
 
     def end_token(self, tokenizer: Any) -> int:
-        """The token that ends a translation.
+        """Return the token that ends a translation.
 
         Raises:
             CorpusError: The tokenizer has no end-of-sentence token, or what the template ends with is not one token.
@@ -82,7 +82,7 @@ class Prompt:
 
 @lru_cache(256)
 def _parse(template: str) -> Prompt | None:
-    """The template, read; None if it is none."""
+    """Read a template; None if it is none."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError:
@@ -109,12 +109,12 @@ def _parse(template: str) -> Prompt | None:
 
 
 def escape_braces(text: str) -> str:
-    """Text as a template that gives it."""
+    """Write text as a template that gives it."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a prompt: begun as the tokenizer begins a text, but once, and left open at its end.
+    """Encode a prompt: begun as the tokenizer begins a text, but once, and left open at its end.
 
     A tokenizer that closes a text with an end-of-sentence token would close the prompt before the translation; a text
     that begins with the tokenizer's first token, as chat templates write it, gets no second one.
@@ -125,7 +125,7 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 def first_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: its beginning-of-sentence token, or nothing."""
+    """Tell what the tokenizer puts before every text: its beginning-of-sentence token, or nothing."""
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     places = range(len(whole) - len(bare) + 1)
     start = next((place for place in places if whole[place : place + len(bare)] == bare), 0)
@@ -133,7 +133,7 @@ def first_tokens(tokenizer: Any) -> list[int]:
 
 
 def encode_continuation(tokenizer: Any, prompt: str, text: str) -> list[int]:
-    """Token ids of what follows a prompt, as they are where it follows: tokenizers that begin every text with a space
+    """Encode what follows a prompt as it is where it follows: tokenizers that begin every text with a space
     add none there.
 
     Args:

@@ -80,7 +80,7 @@ def encode_target(tokenizer: Any, text: str, pair: LanguagePair, max_length: int
 def encode_labels(
     tokenizer: Any, text: str, pair: LanguagePair, max_length: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """What the decoder should give, and the same as labels: a text that was cut does not teach where it ends.
+    """Return what the decoder should give, and the same as labels: a text that was cut does not teach where it ends.
 
     Raises:
         LanguagePairError: If the tokenizer has codes, but none for a language of the pair.
@@ -104,7 +104,7 @@ def generation_start(tokenizer: Any, pair: LanguagePair) -> dict[str, int]:
 
 
 def starts_from_code(tokenizer: Any, pair: LanguagePair) -> bool:
-    """Whether the decoder starts from a language code, which stands behind the text (mBART)."""
+    """Tell whether the decoder starts from a language code, which stands behind the text (mBART)."""
     return "decoder_start_token_id" in generation_start(tokenizer, pair)
 
 
@@ -131,13 +131,15 @@ def _has_codes(tokenizer: Any) -> bool:
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:
-    """Ids of language codes, among other special tokens; words of the vocabulary that look like codes are none."""
+    """Return ids of language codes, among other special tokens; words of the vocabulary that look like codes are
+    none."""
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {**special, **getattr(tokenizer, "lang_code_to_id", {})}
 
 
 def _name_target(tokenizer: Any, text: str, pair: LanguagePair) -> str:
-    """The text behind the token of the target language, where the tokenizer has such tokens; else an instruction."""
+    """Put the text behind the token of the target language, where the tokenizer has such tokens; else an
+    instruction."""
     tokens = _target_tokens(tokenizer, len(tokenizer))
     if not tokens:
         single_pair = hasattr(tokenizer, "supported_language_codes")
@@ -155,14 +157,15 @@ def _name_target(tokenizer: Any, text: str, pair: LanguagePair) -> str:
 
 @lru_cache(4)
 def _target_tokens(tokenizer: Any, size: int) -> dict[str, str]:
-    """By code, the tokens that name a target language: `<2de>`, `>>deu<<`. `size` tells when tokens were added."""
+    """List, by code, the tokens that name a target language: `<2de>`, `>>deu<<`. `size` tells when tokens were
+    added."""
     matches = (_TARGET_TOKEN.fullmatch(token) for token in tokenizer.get_vocab())
     return {match[1] or match[2]: match[0] for match in matches if match is not None}
 
 
 @contextmanager
 def _speaking(tokenizer: Any, pair: LanguagePair) -> Iterator[None]:
-    """The tokenizer's languages are the pair's inside, as before outside."""
+    """Have the tokenizer speak the pair's languages inside, and those of before outside."""
     if not _has_codes(tokenizer):
         yield
         return

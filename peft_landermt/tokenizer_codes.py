@@ -14,7 +14,8 @@ _ANY_REGION = "XX"
 
 
 def _parse(code: str) -> tuple[str, LanguageTag] | None:
-    """A code in whatever form tokenizers write it: a name for its language, and what it says; None for other text."""
+    """Read a code in whatever form tokenizers write it: a name for its language, and what it says; None for other
+    text."""
     match = _CODE.fullmatch(code.replace("-", "_"))
     if match is None:
         return None
@@ -27,12 +28,12 @@ def _parse(code: str) -> tuple[str, LanguageTag] | None:
 
 
 def is_code(text: str) -> bool:
-    """Whether a token is a language code."""
+    """Tell whether a token is a language code."""
     return _parse(text) is not None
 
 
 def fitting_code(language: str, codes: Iterable[str]) -> str | None:
-    """The code among those of a tokenizer that means a language; None if none does, or several do.
+    """Find the code among those of a tokenizer that means a language; None if none does, or several do.
 
     What a code says of script and region counts. A script must be the one that `language` asks for, else the one that
     the language is usually written in, also where a region tells it (`zh_TW`). A region that `language` asks for must

@@ -98,6 +98,7 @@ def test_parse_pairs_keeps_the_order(pairs: Any) -> None:
         ),
         (["en-de", "en_fr"], "language_pairs='en_fr': expected source and target"),
         (["en-de", "fr-fr"], "language_pairs='fr-fr': .*must differ"),
+        (["en-de"] * 100_000, r"language_pairs=\['en-de'\]: each pair may be named once"),  # in linear time
         (["en-de", None], "language_pairs=None: expected source and target"),
     ],
 )

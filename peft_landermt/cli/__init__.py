@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import shtab
 from safetensors import SafetensorError
@@ -18,11 +19,14 @@ from .config_file import expand
 _COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join, merge)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # it repeats what it was given
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser with all subcommands."""
-    parser = argparse.ArgumentParser(
-        prog="landermt", description="Adapt language models to translation, one language pair at a time."
-    )
+    parser = _Parser(prog="landermt", description="Adapt language models to translation, one language pair at a time.")
     parser.add_argument("--version", action="version", version=f"peft_landermt {__version__}")
     shtab.add_argument_to(parser, help="print a completion script for this shell: eval it, or keep it in a file")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -64,7 +64,7 @@ def _options(path: str, known: Mapping[str, argparse.Action]) -> Iterator[str]:
 
 
 def _words(value: Any) -> list[str]:
-    """A value as it would be typed: lists word by word, mappings as KEY=VALUE, what is nested as JSON."""
+    """Write a value as it would be typed: lists word by word, mappings as KEY=VALUE, what is nested as JSON."""
     if isinstance(value, list):
         return [str(item) for item in value]
     if isinstance(value, dict):

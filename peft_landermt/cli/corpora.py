@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 from itertools import islice
-from pathlib import Path
 
 from ..errors import CorpusError
-from ..language_pair import LanguagePair, parse_pair
 from ..translation import Corpus, read_corpus
 from ..translation.direction import check_directions, is_header, names_exchanged
 from ..translation.examples import store
@@ -29,42 +27,38 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
-    """The corpora of `--data`, by pair; a header line is left out.
+    """Read the corpora of `--data`, by pair; a header line is left out.
 
     Raises:
-        CorpusError: A corpus cannot be read, one TSV is named for both directions, or source and target of one are
-            exchanged.
+        CorpusError: A corpus cannot be read, its source and target are exchanged, or two pairs have the same rows, as
+            where one TSV is named for both directions.
     """
     paths = parse_assignments(options.data, "--data")
-    for pair, path in paths.items():
-        other = str(LanguagePair(*reversed(parse_pair(pair))))
-        same = Path(paths.get(other, "")).resolve() == Path(path).resolve()
-        if Path(path).name.removesuffix(".gz").endswith(".tsv") and same:
-            raise CorpusError(
-                "--data",
-                f"{pair}={path}",
-                f"is named for {other} too, and the columns of a TSV have one order: the source, then the target; "
-                "write the other direction to a file of its own.",
-            )
-    return {pair: _checked(read_corpus(path, pair), pair, path, options) for pair, path in paths.items()}
-
-
-def _checked(corpus: Corpus, pair: str, path: str, options: argparse.Namespace) -> Corpus:
-    first = corpus.examples[0].to_row()
-    if is_header(first):
-        if names_exchanged(first) and not options.any_language:
-            remedy = f"its header says {first['source']!r}, then {first['target']!r}; exchange the columns."
-            raise CorpusError("--data", f"{pair}={path}", remedy)
-        if len(corpus) == 1:
-            raise CorpusError("--data", f"{pair}={path}", "has no row but a header line.")
-        _tell(options, f"{pair}: a header line is left out: {first['source']!r}, {first['target']!r}")
-        corpus = Corpus(store(islice(corpus, 1, None)), corpus.skipped)
-    sampled = range(0, len(corpus), len(corpus) // _SAMPLED + 1)
-    for doubt in check_directions({pair: [corpus.examples[index].to_row() for index in sampled]}):
+    corpora = {
+        pair: _without_header(read_corpus(path, pair), f"{pair}={path}", options) for pair, path in paths.items()
+    }
+    sample = {
+        pair: [corpus.examples[index].to_row() for index in range(0, len(corpus), len(corpus) // _SAMPLED + 1)]
+        for pair, corpus in corpora.items()
+    }
+    for doubt in check_directions(sample):
         if doubt.exchanged and not options.any_language:
-            raise CorpusError("--data", f"{pair}={path}", f"{doubt.text}. --any-language takes it as it is.")
+            raise CorpusError("--data", options.data, f"{doubt.text}. --any-language takes it as it is.")
         _tell(options, doubt.text)
-    return corpus
+    return corpora
+
+
+def _without_header(corpus: Corpus, assignment: str, options: argparse.Namespace) -> Corpus:
+    first = corpus.examples[0].to_row()
+    if not is_header(first):
+        return corpus
+    if names_exchanged(first) and not options.any_language:
+        remedy = f"its header says {first['source']!r}, then {first['target']!r}; exchange the columns."
+        raise CorpusError("--data", assignment, remedy)
+    _tell(options, f"{assignment}: a header line is left out: {first['source']!r}, {first['target']!r}")
+    if len(corpus) == 1:
+        raise CorpusError("--data", assignment, "has no row but a header line.")
+    return Corpus(store(islice(corpus, 1, None)), corpus.skipped)
 
 
 def _tell(options: argparse.Namespace, text: str) -> None:

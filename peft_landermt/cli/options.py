@@ -55,7 +55,7 @@ def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[An
 
 
 def base_name(options: argparse.Namespace) -> str:
-    """`--model`; else the base that the adapter was made on; else the demo base.
+    """Return `--model`; else the base that the adapter was made on; else the demo base.
 
     Raises:
         ConfigError: The adapter names no base, or a folder that is not there.
@@ -88,7 +88,7 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prompt_template(options: argparse.Namespace, tokenizer: Any) -> str | None:
-    """The template that `--prompt` asks for; None without one."""
+    """Return the template that `--prompt` asks for; None without one."""
     return chat_prompt(tokenizer) if options.prompt == "chat" else options.prompt
 
 

@@ -79,7 +79,7 @@ def claim_folder(options: argparse.Namespace, names: Iterable[str], replaces: bo
 
 
 def _inputs(options: argparse.Namespace) -> Iterator[Path]:
-    """Files and folders that the command reads, and the files in these folders."""
+    """List files and folders that the command reads, and the files in these folders."""
     for name in _INPUTS:
         value = getattr(options, name, None)
         for item in value if isinstance(value, list) else [] if value is None else [value]:

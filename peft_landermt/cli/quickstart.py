@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> DemoCorpus:
-    """Everything that can be wrong, before the model is loaded."""
+    """Check everything that can be wrong, before the model is loaded."""
     if options.output:
         claim_folder(options, _WRITTEN)
     corpus = load_demo_corpus()
@@ -223,7 +223,7 @@ def _compared(model: Any, tokenizer: Any, corpus: DemoCorpus, pair: str) -> list
 
 
 def _reload(base: Any, folders: dict[str, Path]) -> Any:
-    """A fresh model with every pair's adapter under the pair's name."""
+    """Load a fresh model with every pair's adapter under the pair's name."""
     (first, folder), *others = folders.items()
     model = PeftModel.from_pretrained(base, str(folder), adapter_name=first)
     for pair, other in others:

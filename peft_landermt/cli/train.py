@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _usable(rows: list[dict[str, str]], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
-    """The rows that can be trained on, such as leave room for a translation within `--max-length`."""
+    """Select the rows that can be trained on, such as leave room for a translation within `--max-length`."""
     usable, report = usable_rows(rows, collator)
     reasons = "; ".join(f"{count} rows skipped: {reason}" for reason, count in report.reasons.items())
     if not usable:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..attention import layer_of
 from ..errors import AdapterError, LanguagePairError
+from ..outputs import files_in_place
 from ..routed.folder import PREFIX, LoadedState, save_weights
 from ..routed.state import State
 from .config import LanderConfig
@@ -52,8 +53,9 @@ def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name
         if pair_config.base_model_name_or_path is None:
             pair_config.base_model_name_or_path = getattr(model.get_base_model(), "name_or_path", None) or None
         folder = Path(output) / pair
-        save_weights(pair_state, folder)
-        pair_config.save_pretrained(str(folder))
+        with files_in_place(folder) as written:
+            save_weights(pair_state, written)
+            pair_config.save_pretrained(str(written))
         folders[pair] = folder
     return folders
 

@@ -19,6 +19,9 @@ from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
 ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
 """Tensors that have one row for each pair: what gates are made of."""
 
+_RANGES = {"awareness_sums": (0.0, 1e38), "mean_token_awareness": (0.0, 1e38), "mean_gradient": (-1e15, 1e15)}
+"""From and to of tensors that gates are made of; within them a gate is a number."""
+
 
 class NeuronBlocks(Blocks):
     """Deltas of one adapter for one FFN.
@@ -217,7 +220,8 @@ class NeuronBlocks(Blocks):
     # Loading, logging, printing
 
     def check_values(self, prefix: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Check that neuron indices ascend within the FFN and that no neuron is in two blocks."""
+        """Check that neuron indices ascend within the FFN, that no neuron is in two blocks, and that what gates are
+        made of is in the range of a neuron map."""
         keys = [f"{prefix}{key}" for key, _ in self.named_buffers() if key.endswith("_neurons")]
         for key in keys:
             neurons = state[key].long()
@@ -229,6 +233,10 @@ class NeuronBlocks(Blocks):
         together = torch.cat([state[key].long().cpu() for key in keys])
         if len(together.unique()) != len(together):
             raise AdapterError(prefix, "a neuron in two blocks", "every neuron belongs to one block of an FFN.")
+        for name, (smallest, largest) in _RANGES.items():
+            values = state.get(f"{prefix}{name}") if name in self._buffers else None
+            if values is not None and not bool(((values >= smallest) & (values <= largest)).all()):
+                raise AdapterError(f"{prefix}{name}", float(values.min()), f"must be from {smallest} to {largest}.")
 
     @torch.no_grad()
     def observe_gates(self, team: Team, opened: torch.Tensor) -> None:

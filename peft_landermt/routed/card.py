@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -97,6 +98,15 @@ def write_model_card(config: Carded, folder: Path, scores: Scores | None = None)
         return
     with written_whole(path) as partial:
         partial.write_text(content, encoding="utf-8", newline="")
+
+
+def is_model_card(path: Path) -> bool:
+    """Whether a file, if it is there, is a model card whose metadata and encoding can be read."""
+    try:
+        ModelCard.load(path)
+    except Exception:  # of whatever kind: what a stranger wrote may fail in many
+        return not os.path.lexists(path)
+    return True
 
 
 def _insert(text: str, ours: str) -> str:

@@ -110,7 +110,7 @@ class RoutedConfig(PeftConfig):
         if isinstance(value, str):
             try:
                 regex.compile(value)
-            except regex.error as error:
+            except (regex.error, RecursionError) as error:
                 raise ConfigError(name, value, f"is no regular expression ({error}).") from error
         elif value is not None:
             setattr(self, name, set(value))

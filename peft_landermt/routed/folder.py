@@ -56,6 +56,13 @@ class AdapterFolder:
 
     def __init__(self, name: str | os.PathLike[str], subfolder: str | None = None, **download_options: Any) -> None:
         self.name, self.subfolder, self.download_options = str(name), subfolder, download_options
+        self._found = self._files()
+
+    def _files(self) -> list[tuple[int, ...]]:
+        """What tells the files on disk from later ones; nothing for a Hub repository, whose revisions stay."""
+        paths = [Path(self.name, self.subfolder or "", name) for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)]
+        found = [path.stat() for path in paths if path.exists()]
+        return [(file.st_ino, file.st_size, file.st_mtime_ns) for file in found]
 
     def check(self) -> None:
         """Check that the files of a folder on disk can be read; what is on the Hub is looked at when it is loaded.
@@ -64,10 +71,14 @@ class AdapterFolder:
             AdapterError: A file is truncated or damaged, or there are only pickled weights, which are never read.
         """
         path = Path(self.name, self.subfolder or "")
+        self._found = self._files()
         if (path / CONFIG_NAME).is_file():
             _read_config(path / CONFIG_NAME)
-        if (path / SAFETENSORS_WEIGHTS_NAME).exists():
-            with _read(path / SAFETENSORS_WEIGHTS_NAME) as weights, safe_open(weights, framework="pt"):
+        weights = path / SAFETENSORS_WEIGHTS_NAME
+        if weights.exists() and not weights.is_file():  # opening a pipe would wait for its writer
+            raise AdapterError("adapter", str(weights), "is no file; save or download it anew.")
+        if weights.exists():
+            with _read(weights), safe_open(weights, framework="pt"):
                 pass
         elif (path / WEIGHTS_NAME).exists():
             remedy = f"may run code when read; only {SAFETENSORS_WEIGHTS_NAME} is read."
@@ -98,10 +109,11 @@ class AdapterFolder:
         """Read all tensors, onto the CPU.
 
         Raises:
-            AdapterError: The file is missing, truncated or damaged.
+            AdapterError: The file is missing, truncated or damaged, or another process saves to the folder.
         """
         with _read(self.weights()) as path:
             tensors = load_file(path)
+        self.check_unchanged()
         mapping: Mapping[str, str] = getattr(_thread, "key_mapping", None) or {}
         return {_renamed(key, mapping): tensor for key, tensor in tensors.items()}
 
@@ -126,6 +138,16 @@ class AdapterFolder:
                 f"the config and weights in {self.name} were not saved together, or were changed or damaged since; "
                 "save or download both anew. If you changed the config yourself, take the digest out of it.",
             )
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Check that the files are still those that were there when the config was read.
+
+        Raises:
+            AdapterError: Another process saved to the folder meanwhile.
+        """
+        if self._files() != self._found:
+            raise AdapterError("adapter", self.name, "was saved to while it was being loaded; load it again.")
 
 
 class LoadedState:
@@ -145,6 +167,9 @@ class LoadedState:
         return self._state
 
     def check_digest(self) -> None:
+        """Do nothing: no file is read."""
+
+    def check_unchanged(self) -> None:
         """Do nothing: no file is read."""
 
 

@@ -56,6 +56,12 @@ def replacing(model: PeftModel, adapter_name: str, new: RoutedConfig) -> Iterato
     others = len(model.peft_config) > 1
     check_state(new.source.tensors(), *expected_to_replace(model, new, adapter_name), others_loaded=others)
     new.source.check_digest()
-    with model.base_model.routing.writing("loading weights"):
-        yield
+    source, current.source = current.source, new.source
+    new.source.is_awaited = True
+    try:
+        with model.base_model.routing.writing("loading weights"):
+            yield
+    except BaseException:
+        current.source = source
+        raise
     current.take_over(new)

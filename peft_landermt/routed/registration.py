@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import shutil
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -15,6 +19,9 @@ from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 from ..errors import RegistrationError
+from ..escaping import printable
+from ..outputs import files_in_place
+from .card import is_model_card
 from .config import RoutedConfig
 from .folder import AdapterFolder, keys_renamed
 from .hotswap import replacing
@@ -76,17 +83,19 @@ def register(config_class: type[RoutedConfig], model_class: type[RoutedTuner]) -
 
 
 def _ask_our_configs() -> None:
-    """Have PEFT ask our configs in three places where it does not ask the class of a config that it reads.
+    """Have PEFT ask our configs in four places where it does not ask the class of a config that it reads.
 
     `PeftConfig.from_pretrained` makes a config of the right class, but not by that class's own `from_pretrained`, so
     the folder would not be checked. `PeftModel.load_adapter` reads no config for a name that is loaded, so tensors
     that mean something else would be taken for it. Both it and `PeftModel.from_pretrained` may rename keys, which a
-    check before must know. Other methods' adapters go the way they always went.
+    check before must know. `PeftModel.save_pretrained` overwrites files in place, and stops at a `README.md` that is
+    no model card. Other methods' adapters go the way they always went.
     """
     for owner, name, around in (
         (PeftConfigMixin, "from_pretrained", _read_config),
         (PeftModel, "from_pretrained", _load_model),
         (PeftModel, "load_adapter", _load_adapter),
+        (PeftModel, "save_pretrained", _save_model),
     ):
         original = owner.__dict__[name]
         function = getattr(original, "__func__", original)
@@ -128,3 +137,22 @@ def _load_adapter(original: Any, model: PeftModel, model_id: Any, adapter_name: 
         options, _ = model._split_kwargs(kwargs)
         with replacing(model, adapter_name, PeftConfig.from_pretrained(model_id, **options)):
             return original(model, model_id, adapter_name, *args, **kwargs)
+
+
+def _save_model(original: Any, model: PeftModel, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    given = inspect.signature(original).bind(model, save_directory, *args, **kwargs)
+    given.apply_defaults()
+    names = given.arguments["selected_adapters"] or list(model.peft_config)
+    ours = any(isinstance(model.peft_config.get(name), RoutedConfig) for name in names)
+    if not ours or not given.arguments["is_main_process"] or Path(save_directory).is_file():
+        return original(model, save_directory, *args, **kwargs)
+    cards = {Path("" if name == "default" else name, "README.md") for name in ("default", *names)}
+    broken = [str(card) for card in cards if not is_model_card(Path(save_directory, card))]
+    for path in (str(Path(save_directory, card)) for card in broken):
+        warnings.warn(f"{printable(path)} was left as it is: it is no model card.", stacklevel=3)
+    with files_in_place(save_directory, kept=broken) as folder:
+        for card in cards:
+            if str(card) not in broken and (there := Path(save_directory, card)).is_file():
+                (folder / card).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(there, folder / card)
+        return original(model, str(folder), *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import types
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def check_fields(config: Any) -> None:
 
 def is_of(hint: Any, value: Any) -> bool:
     """Tell whether a value is of a type: a class, a union, a literal, or a list, set or mapping of such."""
-    origin, inside = get_origin(hint), get_args(hint)
+    origin, inside = _parts(hint)
     if hint is Any:
         return True
     if origin in (Union, types.UnionType):
@@ -46,6 +47,11 @@ def is_of(hint: Any, value: Any) -> bool:
     if hint is os.PathLike or origin is os.PathLike:
         return isinstance(value, os.PathLike)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+@functools.cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
 
 
 def _described(hint: Any) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,9 @@ from .targets import saved_modules
 
 State = dict[str, torch.Tensor]
 _SHOWN = 3
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_LARGEST = torch.finfo(torch.float16).max
+"""Of a trained weight: in half precision more is infinite."""
 _FILE = "adapter_model.safetensors"
 _SAVE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -127,7 +132,7 @@ def check_state(
 
     Raises:
         AdapterError: Tensors are missing or left over, shapes or types disagree with the config, values are not
-            finite, neuron indices cannot be, or the base would change under other adapters.
+            finite or too large, neuron indices cannot be, or the base would change under other adapters.
     """
     ours = {key: tensor for prefix, each in blocks.items() for key, tensor in _block_tensors(prefix, each)}
     expected = {**ours, **saved, **base}
@@ -145,10 +150,15 @@ def check_state(
         loaded = state[key]
         if loaded.shape != tensor.shape:
             raise AdapterError(key, tuple(loaded.shape), f"expected shape {tuple(tensor.shape)}; {remedy}")
-        if loaded.is_floating_point() != tensor.is_floating_point():
+        if loaded.dtype != tensor.dtype and not {loaded.dtype, tensor.dtype} <= _FLOATS:
             raise AdapterError(key, str(loaded.dtype), f"expected {tensor.dtype}; {remedy}")
-        if loaded.is_floating_point() and not is_finite(loaded):
-            raise AdapterError(key, "NaN or infinity", "the adapter is broken; train it again or take another file.")
+        if loaded.is_floating_point() and loaded.numel():
+            smallest, largest = (float(value) for value in loaded.aminmax())
+            if not max(-smallest, largest) < math.inf:  # NaN is neither
+                broken = "the adapter is broken; train it again or take another file."
+                raise AdapterError(key, "NaN or infinity", broken)
+            if max(-smallest, largest) > _LARGEST and (key not in ours or isinstance(tensor, nn.Parameter)):
+                raise AdapterError(key, max(-smallest, largest), f"no weight is beyond {_LARGEST}; {remedy}")
     for prefix, each in blocks.items():
         each.check_values(prefix, state)
     for key, tensor in base.items() if others_loaded else ():
@@ -158,10 +168,26 @@ def check_state(
             )
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Tell whether all values are finite. The sum, many times faster to take, is finite only if they are; a sum that
-    is not may also be one that is too large."""
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+def check_can_be_written(model: nn.Module, config: RoutedConfig, adapter_name: str, state: State) -> None:
+    """Check that tensors can be written into an adapter that is in a model, now.
+
+    Args:
+        model: The model.
+        config: The adapter's config.
+        adapter_name: Its name.
+        state: The tensors, in the model's keys.
+
+    Raises:
+        AdapterError: They are not exactly the adapter's, or it is merged.
+        ConcurrencyError: Another thread's call is in progress.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, RoutedLayer)]
+    with layers[0].routing.writing("loading weights") if layers else nullcontext():
+        pass  # the weights are written by PEFT, after this
+    if any(adapter_name in layer.merged_adapters for layer in layers):
+        raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
+    others = [name for name in model.peft_config if name != adapter_name]  # type: ignore[union-attr]
+    check_state(state, *expected_in_model(model, config, adapter_name), others_loaded=bool(others))
 
 
 def as_saved(key: str, value: torch.Tensor, config: RoutedConfig, model: nn.Module) -> torch.Tensor:

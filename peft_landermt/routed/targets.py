@@ -17,6 +17,8 @@ from .config import RoutedConfig
 from .layer import RoutedLayer
 
 _IN_KEYS = ("base_model", "model", "base_layer", "original_module", "modules_to_save", "weight", "bias")
+_SECONDS = 0.1
+"""In which a pattern must match a name; there are some hundreds of names."""
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
 
@@ -29,10 +31,13 @@ def check_adapter_name(adapter_name: str, configs: Mapping[str, RoutedConfig], m
         model: The model.
 
     Raises:
-        AdapterError: The name has a dot or is empty, or is a part of keys that PEFT saves beside an adapter's own.
+        AdapterError: The name is empty, cannot be shown, or cannot be one of a module; or it is a part of keys that
+            PEFT saves beside an adapter's own.
     """
     if not adapter_name or "." in adapter_name:
         raise AdapterError("adapter_name", adapter_name, "must be without dots, since it becomes a part of keys.")
+    if hasattr(nn.ModuleDict(), adapter_name) or not adapter_name.isprintable():
+        raise AdapterError("adapter_name", adapter_name, "cannot be the name of a module; take another one.")
     names = {name for config in configs.values() for name, _ in saved_modules(model, config)}
     embeddings = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     names |= {name for name, module in model.named_modules() if any(module is each for each in embeddings)}
@@ -55,14 +60,14 @@ def is_target(config: RoutedConfig, key: str) -> Any:
         key: The module's name.
 
     Raises:
-        ConfigError: Matching takes longer than a second.
+        ConfigError: Matching takes too long.
     """
     plain = copy.copy(config)
     plain.modules_to_save = None  # PEFT would quietly leave them out; check_saved_modules refuses both at once
     for field in ("target_modules", "exclude_modules"):
         if isinstance(pattern := getattr(config, field), str):
             try:
-                found = regex.fullmatch(pattern, key, timeout=1.0)
+                found = regex.fullmatch(pattern, key, timeout=_SECONDS)
             except TimeoutError as error:
                 raise ConfigError(field, pattern, f"takes too long to match {key!r}; name the modules.") from error
             setattr(plain, field, {key if found else "-"})  # no module has this name

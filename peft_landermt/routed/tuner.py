@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from .layer import RoutedLayer
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
-from .state import adapter_tensors, as_saved, check_state, expected_in_file, expected_in_model
+from .state import adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
 from .targets import check_adapter_name, check_saved_modules
 
 
@@ -66,6 +67,12 @@ class RoutedTuner(BaseTuner):
             source.check_digest()
             source.is_awaited = True
         keep_unpacked(model)
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: RoutedConfig) -> None:
+        # PEFT asks whether embeddings are targets, which FFNs are not, by matching patterns without a time limit
+        plain = copy.copy(peft_config)
+        plain.target_modules = None
+        super()._check_tied_modules(model, plain)
 
     @classmethod
     def blocks_name(cls) -> str:
@@ -288,13 +295,11 @@ class RoutedTuner(BaseTuner):
         cls, model: nn.Module, config: RoutedConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = [layer for layer in model.modules() if isinstance(layer, RoutedLayer)]
-        with layers[0].routing.writing("loading weights") if layers else nullcontext():
-            pass  # the weights are written by PEFT, after this
-        if any(adapter_name in layer.merged_adapters for layer in layers):
-            raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
-        others = [name for name in model.peft_config if name != adapter_name]  # type: ignore[union-attr]
-        check_state(remapped, *expected_in_model(model, config, adapter_name), others_loaded=bool(others))
-        if config.source is not None:
+        if len(remapped) < len(state_dict):
+            key = next(key for key in state_dict if f".{adapter_name}." in key)
+            raise AdapterError("state_dict", key, "is there without the adapter's name too; give one of the two.")
+        check_can_be_written(model, config, adapter_name, remapped)
+        if config.source is not None and config.source.is_awaited:
+            config.source.check_unchanged()  # PEFT has read the weights once more
             config.source.is_awaited = False
         return remapped

@@ -81,13 +81,13 @@ def remove_checkpoints(folder: str | os.PathLike[str], step: int | None = None) 
 
 
 def _checkpoints(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """Steps and folders, in the order of the steps."""
+    """Return steps and folders, in the order of the steps."""
     named = ((re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in Path(folder).glob("*"))
     return sorted((int(match[1]), path) for match, path in named if match and path.is_dir())
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file of tensors has its end; other files are not looked into."""
+    """Tell whether a file of tensors has its end; other files are not looked into."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt"):

@@ -110,7 +110,7 @@ def clean(
 
 
 def _normalised(raw: TranslationExample, max_characters: int) -> TranslationExample | None:
-    """The example in normal form; None if it is too long, told before that work."""
+    """Return the example in normal form; None if it is too long, told before that work."""
     source, target = (" ".join(text.split()) for text in (raw.source, raw.target))
     if not source or not target:
         return TranslationExample(source, target, raw.language_pair)
@@ -123,13 +123,13 @@ def _normalised(raw: TranslationExample, max_characters: int) -> TranslationExam
 
 
 def _digest(example: TranslationExample) -> bytes:
-    """16 bytes that stand for an example: two that differ have the same about once in 10^38."""
+    """Return 16 bytes that stand for an example: two that differ have the same about once in 10^38."""
     text = "\0".join((example.language_pair, str(len(example.source)), example.source, example.target))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _first_of_equals(digests: bytearray) -> np.ndarray:
-    """For each digest of 16 bytes, whether no earlier one is equal; bool, (N,)."""
+    """Tell, for each digest of 16 bytes, whether no earlier one is equal; bool, (N,)."""
     numbers = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
     order = np.lexsort(numbers.T)  # stable, so that the first of equals stays in front
     ordered = numbers[order]
@@ -141,7 +141,7 @@ def _first_of_equals(digests: bytearray) -> np.ndarray:
 def _broken_rule(
     example: TranslationExample, max_characters: int, max_length_ratio: float, check_languages: bool
 ) -> str | None:
-    """The first broken rule, of those that look at one example alone."""
+    """Return the first broken rule, of those that look at one example alone."""
     source, target = example.source, example.target
     if not source or not target:
         return "empty"
@@ -160,7 +160,7 @@ def _broken_rule(
 
 @lru_cache(4096)
 def _weighed(language_pair: str) -> tuple[LanguagePair, tuple[int, int]]:
-    """A pair, and what a character of its source and of its target counts."""
+    """Return a pair, and what a character of its source and of its target counts."""
     pair = parse_pair(language_pair)
     source, target = (_CHARACTER_WEIGHTS.get(parse_language(language).written_in, 1) for language in pair)
     return pair, (source, target)

@@ -15,6 +15,7 @@ from ..language_pair import LanguagePair, parse_pair
 from ..padding import IGNORED, pad_rows, padding_id
 from ..prompt import Prompt, encode_continuation, encode_prompt
 from ..seq2seq import decoder_inputs, encode_labels, encode_source, is_encoder_decoder, starts_from_code
+from .corpus import text_problem
 from .models import prompt_of
 from .templates import TEMPLATES, choose_template
 from .whitespace import one_line, one_space
@@ -91,16 +92,18 @@ class TranslationCollator:
 
     @property
     def prompt(self) -> str | None:
-        """The first template, for translation to use; None where an encoder-decoder's tokenizer marks languages."""
+        """Return the first template, for translation to use; None where an encoder-decoder's tokenizer marks
+        languages."""
         if self.templates is not None:
             return self.templates[0]
         return None if self.encoder_decoder else TEMPLATES[0]
 
     @property
     def ends(self) -> list[str]:
-        """Texts of the tokens that end a translation."""
+        """Return texts of the tokens that end a translation."""
         prompts = [] if self.encoder_decoder else [Prompt.parse(template) for template in self.templates or TEMPLATES]
-        return list(dict.fromkeys(prompt.end or self.tokenizer.eos_token for prompt in prompts))
+        named = (prompt.end for prompt in prompts if prompt.end)
+        return list(dict.fromkeys([self.tokenizer.eos_token, *named]))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         encoded = [self._encode(row) for row in rows]
@@ -127,7 +130,8 @@ class TranslationCollator:
         return batch
 
     def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """Token ids of a row's prompt, or of its source, and of its translation with the token that ends it.
+        """Encode a row: token ids of its prompt, or of its source, and of its translation with the token that ends
+        it.
 
         A translation that was cut has no end; that of an encoder-decoder has one, without a label.
         """
@@ -135,18 +139,18 @@ class TranslationCollator:
         return encoded.source, encoded.target
 
     def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
+        """Tell whether `max_length` leaves room for a translation; always, in an encoder-decoder."""
         if self.encoder_decoder:
             return True
         text, _ = self._prompt(row, parse_pair(row["language_pair"]))
         return len(encode_prompt(self.tokenizer, text)) <= self.max_length - 2
 
     def cuts(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row that fits is longer than `max_length`, so that its translation, or its source, is cut."""
+        """Tell whether a row that fits is longer than `max_length`, so that its translation, or its source, is cut."""
         return self._encode(row).cut
 
     def is_short(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row's bytes alone tell that it fits and is not cut: no token is less than a byte."""
+        """Tell whether the row's bytes alone tell that it fits and is not cut: no token is less than a byte."""
         source, target = (len(row[name].encode()) + _ADDED for name in ("source", "target"))
         if self.encoder_decoder and self.templates is None:
             return max(source, target) <= self.max_length
@@ -184,7 +188,7 @@ class TranslationCollator:
         return _Encoded(source, target, target, cut)
 
     def _prompt(self, row: Mapping[str, Any], pair: LanguagePair) -> tuple[str, Prompt]:
-        """The text of a row's prompt, and the template that it comes from."""
+        """Return the text of a row's prompt, and the template that it comes from."""
         template = self._template(row, pair, TEMPLATES if self.templates is None else self.templates)
         prompt = Prompt.parse(template)
         return prompt.fill(one_space(row["source"]), pair), prompt
@@ -195,13 +199,16 @@ class TranslationCollator:
 
 
 def check_fields(row: Mapping[str, Any]) -> LanguagePair:
-    """The language pair of a row that holds what rows hold.
+    """Return the language pair of a row that holds what rows hold.
 
     Raises:
-        CorpusError: It lacks a field, or that has no text.
+        CorpusError: It lacks a field, or that has no text, or what is none: NUL characters, half of a surrogate pair.
         LanguagePairError: Its pair is malformed.
     """
     missing = [name for name in FIELDS if not isinstance(row.get(name), str) or not row[name].strip()]
     if missing:
         raise CorpusError("row", dict(row), f"lacks {', '.join(missing)}; rows hold {', '.join(FIELDS)}.")
+    problem = text_problem(row["source"], row["target"])
+    if problem is not None:
+        raise CorpusError("row", dict(row), f"{problem}; leave it out.")
     return parse_pair(row["language_pair"])

@@ -74,8 +74,10 @@ def collect_examples(
     def examples() -> Iterator[TranslationExample]:
         language_pair = str(pair)
         for outcome in outcomes:
-            if isinstance(outcome, str) or isinstance(outcome := _checked(*outcome), str):
+            if isinstance(outcome, str):
                 skipped[outcome] += 1
+            elif (problem := text_problem(*outcome)) is not None:
+                skipped[problem] += 1
             else:
                 yield TranslationExample(*outcome, language_pair)
 
@@ -88,7 +90,8 @@ def collect_examples(
     return corpus
 
 
-def _checked(source: str, target: str) -> Outcome:
+def text_problem(source: str, target: str) -> str | None:
+    """Tell why two strings are no text that tokenizers and files take; None if they are."""
     if "\0" in source or "\0" in target:
         return NUL
     try:
@@ -96,7 +99,7 @@ def _checked(source: str, target: str) -> Outcome:
         (source + target).encode()
     except UnicodeEncodeError:
         return NOT_UTF8
-    return source, target
+    return None
 
 
 def select_texts(row: Mapping[str, Any], pair: LanguagePair, columns: tuple[str, str] | None = None) -> Outcome:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets import DatasetDict, get_dataset_config_names, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 
 from ..errors import CorpusError
 from ..language_pair import LanguagePair, flores_code, parse_pair
@@ -106,13 +105,12 @@ def _load_rows(
         else:
             config_name = config_name or _config_for(name, pair)
             yield from load_dataset(name, config_name, split=split, streaming=streaming)
-    # LookupError: how load_from_disk fails on a data set that was saved without rows
-    except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
-        raise CorpusError("name_or_path, split", (name, split), f"cannot be loaded ({error}); {_FORMS}.") from error
+    except Exception as error:  # of whatever kind: empty and damaged files fail in many, in datasets and Arrow
+        raise CorpusError("name_or_path, split", (name, split), f"cannot be loaded ({error!r}); {_FORMS}.") from error
 
 
 def _config_for(name: str, pair: LanguagePair) -> str | None:
-    """The configuration of a data set that is named after the pair; None, the data set's default, without one."""
+    """Find the configuration of a data set that is named after the pair; None, the data set's default, without one."""
     there = get_dataset_config_names(name)
     codes = [tuple(pair), tuple(flores_code(language) for language in pair)]
     named = [f"{first}-{second}" for source, target in codes for first, second in ((source, target), (target, source))]

@@ -131,7 +131,7 @@ def translate_counted(
     adapter_names: Sequence[str] | None = None,
     **generation_options: Any,
 ) -> Translations:
-    """Like `translate`, and tell which translations found no end."""
+    """Translate as `translate` does, and tell which translations found no end."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CorpusError("batch_size", batch_size, "must be a positive integer.")
     _check_generation(generation_options)
@@ -162,7 +162,7 @@ def _check_generation(options: dict[str, Any]) -> None:
 def _translate_batch(
     model: nn.Module, tokenizer: Any, batch: list[Request], options: dict[str, Any]
 ) -> Iterator[tuple[str, bool]]:
-    """For every request its line, and whether it found an end."""
+    """Give every request its line, and whether it found an end."""
     pad = padding_id(tokenizer)
     two_stacks = is_encoder_decoder(model)
     adapters = [request.adapter for request in batch if request.adapter is not None] or None
@@ -197,14 +197,14 @@ def _translate_batch(
 
 
 def _ends(model: nn.Module, tokenizer: Any, request: Request, options: dict[str, Any]) -> set[int]:
-    """Tokens that end a translation: the tokenizer's, the model's and the prompt's."""
+    """Return tokens that end a translation: the tokenizer's, the model's and the prompt's."""
     configured = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     return {end for end in (tokenizer.eos_token_id, *several, request.end) if end is not None}
 
 
 def _read(tokenizer: Any, row: list[int], request: Request, room: int, ends: set[int]) -> tuple[str, bool]:
-    """The line that the new tokens of a row say, and whether it found an end within `room` tokens."""
+    """Return the line that the new tokens of a row say, and whether it found an end within `room` tokens."""
     row = row[:room]
     end = next((place for place, token in enumerate(row) if token in ends), len(row))
     said = row[:end]

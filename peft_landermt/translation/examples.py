@@ -53,7 +53,7 @@ class StoredExamples(Sequence[TranslationExample]):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The file as a data set; rows are read from it when they are asked for."""
+        """Return the file as a data set; rows are read from it when they are asked for."""
         return Dataset.from_file(self.path)
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ def _chunks(examples: Iterable[TranslationExample]) -> Iterator[list[Translation
 
 @cache
 def _folder() -> str:
-    """A folder for this process's files."""
+    """Return a folder for this process's files."""
     folder = tempfile.mkdtemp(prefix="landermt-corpora-")
     atexit.register(_remove_folder, folder, os.getpid())
     return folder

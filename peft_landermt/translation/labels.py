@@ -15,7 +15,7 @@ _DISTANCES_ALONE = ("bloom", "mpt")
 
 
 def labels_together(inputs: dict[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Right-padded rows so moved that their labels stand in as few columns as can be; nothing for other rows, and for
+    """Move right-padded rows so that their labels stand in as few columns as can be; nothing for other rows, and for
     models in which a token would have another position then.
 
     Args:
@@ -36,7 +36,7 @@ def labels_together(inputs: dict[str, Any], model: nn.Module) -> dict[str, torch
 
 
 def labelled_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions from the one before the first label of any row to the last, so that every label has its logits.
+    """Return positions from the one before the first label of any row to the last, so that every label has its logits.
 
     Given as a tensor, not as a number, the model copies the hidden states it needs into one block; the head is a
     single product then, instead of one for each row.

@@ -25,12 +25,12 @@ _LONGEST_PERIOD = 64
 
 
 def usual_limit(tokenizer: Any, source: str) -> int:
-    """Tokens that most translations are within: twice those of the source and 16."""
+    """Return tokens that most translations are within: twice those of the source and 16."""
     return 16 + 2 * len(tokenizer(source)["input_ids"])
 
 
 def longest_limit(tokenizer: Any, source: str, pair: LanguagePair) -> int:
-    """Tokens that every translation is within: twice the bytes that are expected in the target's script, and 32
+    """Return tokens that every translation is within: twice the bytes that are expected in the target's script, and 32
     letters, since no token is less than a byte."""
     letters = sum(_weight(character) for character in source)
     width = _BYTES.get(parse_language(pair.target).written_in, _MOST_BYTES)
@@ -42,7 +42,7 @@ def _weight(character: str) -> int:
 
 
 def goes_round(tokens: Sequence[int]) -> bool:
-    """Whether the last 16 tokens, and the last three of equal pieces, say the same again and again."""
+    """Tell whether the last 16 tokens, and the last three of equal pieces, say the same again and again."""
     for period in range(1, min(_LONGEST_PERIOD, len(tokens) // 3) + 1):
         length = max(_TOKENS_OF_A_ROUND, 3 * period)
         if tokens[-1] == tokens[-1 - period] and length <= len(tokens):
@@ -53,8 +53,8 @@ def goes_round(tokens: Sequence[int]) -> bool:
 
 
 def room_in_context(model: nn.Module) -> int | None:
-    """Positions that the model has for a prompt and its continuation, or each of source and translation; None where
-    there is no such limit."""
+    """Return positions that the model has for a prompt and its continuation, or each of source and translation; None
+    where there is no such limit."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     return getattr(text, "max_position_embeddings", None)

@@ -126,7 +126,7 @@ def _lines(file: Any, field: str, name: str) -> Iterator[str | None]:
 
 
 def _as_utf8(file: Any, field: str, name: str) -> Any:
-    """The file without its byte order mark, in UTF-8."""
+    """Return the file without its byte order mark, in UTF-8."""
     reader = file if hasattr(file, "peek") else io.BufferedReader(file)
     head = reader.peek(4)[:4]
     mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if head.startswith(mark)), (b"", "utf-8"))

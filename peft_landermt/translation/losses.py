@@ -35,7 +35,7 @@ class TranslationLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             outputs: What the model returns, with `logits` (B, T, V).
@@ -53,7 +53,7 @@ class TranslationLoss:
         return total / torch.as_tensor(num_items_in_batch, device=total.device).sum()
 
     def aligned(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and the labels that they tell, position by position."""
+        """Align logits and the labels that they tell, position by position."""
         labels = labels.to(logits.device)
         return (logits, labels) if self.encoder_decoder else (logits[:, :-1], labels[:, 1:])
 
@@ -87,8 +87,8 @@ class PairLosses:
         self._sums.clear()
 
     def take(self) -> tuple[float | None, dict[str, float]]:
-        """Mean token loss since the last call, of all tokens and of every pair's, over all processes, which must all
-        call it; None without any."""
+        """Return mean token loss since the last call, of all tokens and of every pair's, over all processes, which
+        must all call it; None without any."""
         total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for pair, loss, count in gather_object([(pair, *sums.tolist()) for pair, sums in self._sums.items()]):
             total[pair][0] += loss

@@ -62,13 +62,13 @@ def training_metrics(model: nn.Module) -> dict[str, float]:
 
 
 def accepts(model: nn.Module, *names: str) -> bool:
-    """Whether the transformers model's forward has arguments of these names."""
+    """Tell whether the transformers model's forward has arguments of these names."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return set(names) <= inspect.signature(base.forward).parameters.keys()
 
 
 def prompt_of(model: nn.Module, default: str | None = None, adapter_name: str | None = None) -> str | None:
-    """The template that an adapter was trained with.
+    """Return the template that an adapter was trained with.
 
     Args:
         model: Any model.
@@ -97,7 +97,7 @@ def keep_prompt(model: nn.Module, prompt: str | None) -> None:
 
 
 def _active_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters that a call goes through; none for a base model, or where they are switched off."""
+    """List names of the adapters that a call goes through; none for a base model, or where they are switched off."""
     configs: Any = getattr(model, "peft_config", {})
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not configs or any(layer.disable_adapters for layer in layers):

@@ -52,7 +52,7 @@ def make_requests(
     template: str | None,
     adapter_names: Sequence[str] | None,
 ) -> list[Request]:
-    """A request for every sentence that has text; what cannot be translated is refused before anything is.
+    """Make a request for every sentence that has text; what cannot be translated is refused before anything is.
 
     Arguments and errors are those of `translate`.
     """
@@ -86,8 +86,8 @@ def make_requests(
 
 
 def make_batches(model: nn.Module, requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
-    """Requests of like length together; one end a batch and, for an encoder-decoder, one target. Every row of a batch
-    is written to as long as its longest one, and none beyond the positions that the model has."""
+    """Put requests of like length together; one end a batch and, for an encoder-decoder, one target. Every row of a
+    batch is written to as long as its longest one, and none beyond the positions that the model has."""
     two_stacks, room = is_encoder_decoder(model), room_in_context(model)
     groups: dict[Any, list[list[Request]]] = defaultdict(list)
     for request in sorted(requests, key=lambda request: len(request.ids)):
@@ -102,8 +102,8 @@ def make_batches(model: nn.Module, requests: Sequence[Request], batch_size: int)
 
 
 def _within(room: int, limit: int, usual: int) -> int:
-    """A limit within the positions that are left; rounded, where that leaves enough, so that prompts of unlike length
-    can share a batch."""
+    """Return a limit within the positions that are left; rounded, where that leaves enough, so that prompts of unlike
+    length can share a batch."""
     rounded = room - room % _ROUNDED
     return min(limit, rounded if rounded >= usual else room)
 
@@ -111,7 +111,7 @@ def _within(room: int, limit: int, usual: int) -> int:
 def _encode(
     model: nn.Module, tokenizer: Any, source: str, pair: LanguagePair, template: str | None
 ) -> tuple[list[int], int | None]:
-    """Tokens of a prompt, or of the source for an encoder, and the token that ends the translation."""
+    """Return tokens of a prompt, or of the source for an encoder, and the token that ends the translation."""
     if template is None or is_encoder_decoder(model):
         return encode_source(tokenizer, source, pair, template=template), None
     prompt = Prompt.parse(template)
@@ -120,7 +120,7 @@ def _encode(
 
 
 def _pairs_of(language_pair: str | Sequence[str], count: int) -> list[LanguagePair]:
-    """The pair of every sentence."""
+    """Return the pair of every sentence."""
     if isinstance(language_pair, str) or not isinstance(language_pair, Sequence):
         return [parse_pair(language_pair)] * count
     if len(language_pair) != count:

@@ -38,7 +38,7 @@ class RowReport:
 
     @property
     def reasons(self) -> Counter[str]:
-        """How many rows cannot be used, by reason."""
+        """Count how many rows cannot be used, by reason."""
         return Counter(self.unusable.values())
 
 
@@ -65,7 +65,7 @@ def look_at(rows: Iterable[Any], collator: TranslationCollator, pairs: Sequence[
 
 
 def judge(row: Any, collator: TranslationCollator, pairs: Sequence[str] = ()) -> tuple[str | None, bool]:
-    """Why a row cannot be used, or None; and whether `max_length` cuts it."""
+    """Tell why a row cannot be used, or None; and whether `max_length` cuts it."""
     if not isinstance(row, Mapping):
         return "is no mapping", False
     try:
@@ -120,7 +120,7 @@ def check_rows(rows: Any, name: str, collator: TranslationCollator, pairs: Seque
 def usable_rows(
     rows: Iterable[Any], collator: TranslationCollator, pairs: Sequence[str] = ()
 ) -> tuple[list[Mapping[str, Any]], RowReport]:
-    """The rows that can be used, and what was found in looking for them.
+    """Select the rows that can be used, and what was found in looking for them.
 
     Args:
         rows: The rows.
@@ -149,12 +149,12 @@ class UsableRows(IterableDataset):
 
     @property
     def num_skipped(self) -> int:
-        """Rows that were left out."""
+        """Count rows that were left out."""
         return int(self._skipped.value)
 
     @property
     def num_cut(self) -> int:
-        """Rows that were cut."""
+        """Count rows that were cut."""
         return int(self._cut.value)
 
     def set_epoch(self, epoch: int) -> None:

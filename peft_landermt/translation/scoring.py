@@ -186,7 +186,7 @@ def evaluate_translation(
 def _translate_together(
     translate_some: Callable[[Sequence[str]], Translations], sources: Sequence[str]
 ) -> Translations:
-    """Every process translates its share, and all get all translations."""
+    """Translate in every process its share, and give all of them all translations."""
     check_started(CorpusError)
     size = dist.get_world_size()
     shares = [sources[place::size] for place in range(size)]

@@ -68,7 +68,8 @@ def build_prompt(source: str, language_pair: str, template: str = TEMPLATES[0]) 
 
 
 def chat_prompt(tokenizer: Any, template: str = TRANSLATION_PROMPT) -> str:
-    """The tokenizer's chat template as a prompt template: what a user asks, and the answer that ends as answers do.
+    """Make a prompt template of the tokenizer's chat template: what a user asks, and the answer that ends as answers
+    do.
 
     The result is text like any other template, which an adapter keeps; it holds no date or other value that changes
     from call to call. Where a chat template knows of thinking, it is switched off.
@@ -106,6 +107,6 @@ def chat_prompt(tokenizer: Any, template: str = TRANSLATION_PROMPT) -> str:
 
 
 def _first_token(tokenizer: Any, text: str) -> str:
-    """The token that ends an answer; some chat templates close the conversation with another one after it."""
+    """Return the token that ends an answer; some chat templates close the conversation with another one after it."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     return tokenizer.convert_ids_to_tokens(ids[0]) if ids else ""

@@ -147,7 +147,8 @@ class _Units:
 
 @lru_cache(4096)
 def _parse_tag(code: str) -> LanguageTag | None:
-    """What a tag of BCP 47 says, in any case and with hyphens or underscores; None if no language is found in it."""
+    """Tell what a tag of BCP 47 says, in any case and with hyphens or underscores; None if no language is found in
+    it."""
     lower = code.replace("_", "-").lower()
     match = _TAG.fullmatch(_OLD_TAGS.get(lower, lower))
     if match is None:
@@ -161,7 +162,7 @@ def _parse_tag(code: str) -> LanguageTag | None:
 
 
 def _rank(wanted: LanguageTag, found: LanguageTag) -> tuple[bool, bool, bool] | None:
-    """How well a variant fits, the lower the better; None where it does not."""
+    """Tell how well a variant fits, the lower the better; None where it does not."""
     if (wanted.language.macro or wanted.language.code) != (found.language.macro or found.language.code):
         return None
     region = wanted.region if wanted.region != "XX" else None
@@ -172,7 +173,7 @@ def _rank(wanted: LanguageTag, found: LanguageTag) -> tuple[bool, bool, bool] | 
 
 
 def _select(unit: list[Variant], pair: LanguagePair) -> Outcome:
-    """Source and target of a unit, of two variants."""
+    """Select source and target of a unit, of two variants."""
     tags = [
         (place, tag) for place, variant in enumerate(unit) if (tag := _parse_tag(variant.code[:_MAX_CODE])) is not None
     ]

@@ -25,7 +25,7 @@ from .labels import labelled_positions, labels_together
 from .losses import PairLosses, TranslationLoss
 from .models import accepts, keep_prompt, routed_pairs, scale_rates, training_metrics
 from .rows import UsableRows, check_rows
-from .scoring import evaluate_translation
+from .scoring import evaluate_translation, metrics_for
 
 
 class LanderTrainer(Trainer):
@@ -120,7 +120,7 @@ class LanderTrainer(Trainer):
 
     @property
     def _data_parallel(self) -> bool:
-        """Whether transformers puts the model into torch's DataParallel."""
+        """Tell whether transformers puts the model into torch's DataParallel."""
         quantized = any(getattr(self.model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
         return self.args.n_gpu > 1 and not quantized
 
@@ -133,6 +133,8 @@ class LanderTrainer(Trainer):
         if isinstance(self.data_collator, TranslationCollator) and _is_sized(rows):
             pairs = routed_pairs(self.accelerator.unwrap_model(self.model))
             report = check_rows(rows, name, self.data_collator, pairs)
+            for pair in report.sample if self.predict_with_generate and name != "train_dataset" else ():
+                metrics_for(pair, self.generation_options.get("bleu_tokenizer"))  # what they lack is told now
             doubts = [doubt.text for doubt in check_directions(report.sample)] if self.check_languages else []
             if report.num_cut:
                 doubts.append(
@@ -205,18 +207,18 @@ class LanderTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _not_repeated(self, count: int) -> int:
-        """How many of a batch's rows are no repetitions, which fill the last batches of several processes."""
+        """Count those of a batch's rows that are no repetitions, which fill the last batches of several processes."""
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return count
         return min(max(state.remainder - self.accelerator.process_index * count, 0), count)
 
     def _cuts_logits(self, plain: nn.Module) -> bool:
-        """Whether logits are computed only where there are labels; DataParallel would split the positions too."""
+        """Tell whether logits are computed only where there are labels; DataParallel would split the positions too."""
         return accepts(plain, "logits_to_keep") and not is_encoder_decoder(plain) and not self._data_parallel
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
+        """Make the step of `transformers.Trainer`, with the labels of those positions that there are logits of."""
         plain = self.accelerator.unwrap_model(model)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if isinstance(labels, torch.Tensor) and self._cuts_logits(plain):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def one_space(text: str) -> str:
-    """A source as it is translated: every run of whitespace, line ends included, is one space."""
+    """Write a source as it is translated: every run of whitespace, line ends included, is one space."""
     return " ".join(text.split())
 
 
 def one_line(text: str) -> str:
-    """A translation as `translate` gives it: line ends, and the whitespace around them, are one space."""
+    """Write a translation as `translate` gives it: line ends, and the whitespace around them, are one space."""
     return " ".join(stripped for line in text.splitlines() if (stripped := line.strip()))

@@ -104,6 +104,17 @@ def client(folders: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[C
     made.stop()
 
 
+def test_translations_that_were_cut_are_told(client: Client) -> None:
+    """As `translate_counted` tells of each sentence alone; a random model finds an end for some."""
+    sentences = ["", *SENTENCES["en"]]
+    status, answer, _ = client.send(json.dumps({"language_pair": PAIRS[0], "sentences": sentences}).encode())
+    assert status == 200
+    client.alone(PAIRS[0], [])  # takes the pair's adapter
+    alone = [translate_counted(client.model, client.tokenizer, [text], PAIRS[0]) for text in sentences]
+    assert answer["cut"] == [index for index, found in enumerate(alone) if found.cut]
+    assert answer["cut"] and 0 not in answer["cut"]
+
+
 def test_requests_of_several_pairs_at_once(client: Client) -> None:
     requests = [(pair, SENTENCES["en"][index : index + 2]) for index in range(3) for pair in PAIRS] * 2
     with ThreadPoolExecutor(6) as pool:
@@ -140,30 +151,19 @@ def test_nothing_to_translate(client: Client) -> None:
     assert client.ask("en-de", ["", " \n\t", "Tea.", "\u3000"]) == (200, ["", "", *tea, ""])
 
 
-def test_what_was_cut_is_told(client: Client) -> None:
-    """As `translate_counted` tells for each sentence alone."""
-    sentences = ["Tea.", "", *SENTENCES["en"][:3]]
-    status, answer, _ = client.send(json.dumps({"language_pair": "en-de", "sentences": sentences}).encode())
-    assert status == 200
-    client.alone("en-de", ["Tea."])  # takes the pair's adapter
-    found = [translate_counted(client.model, client.tokenizer, [text], "en-de") for text in sentences]
-    assert answer["cut"] == [index for index, one in enumerate(found) if one.cut]
-    assert answer["cut"], "a random model finds no end for one of them"
-
-
 def test_a_failure_is_told_and_survived(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any, **_options: Any) -> list[str]:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.example, "translate_counted", fail)
+        patch.setattr(client.example, "translate", fail)
         assert client.ask("en-de", ["Good morning."])[0] == 500
     assert client.ask("en-de", ["Good morning."])[0] == 200
 
 
 def test_a_sentence_that_nobody_foresaw_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that fails is tried again sentence by sentence."""
-    real = translate_counted
+    real = translate
 
     def fail(model: Any, tokenizer: Any, sentences: list[str], *args: Any, **options: Any) -> list[str]:
         if "poison" in sentences:
@@ -172,7 +172,7 @@ def test_a_sentence_that_nobody_foresaw_fails_alone(client: Client, monkeypatch:
 
     good = [("en-de", ["Tea."]), ("de-en", ["Tee."]), ("en-fr", ["Tea."])]
     with monkeypatch.context() as patch, ThreadPoolExecutor(8) as pool:
-        patch.setattr(client.example, "translate_counted", fail)
+        patch.setattr(client.example, "translate", fail)
         bad = [pool.submit(client.ask, "en-de", ["poison"]) for _ in range(3)]
         answers = [pool.submit(client.ask, *request) for request in good]
         assert [future.result()[0] for future in bad] == [500] * 3
@@ -292,13 +292,13 @@ def strict(folders: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[C
 
 def slow(client: Client, monkeypatch: pytest.MonkeyPatch, seconds: float) -> threading.Event:
     """Every batch takes at least so long, unless the event is set."""
-    real, go = translate_counted, threading.Event()
+    real, go = translate, threading.Event()
 
-    def waiting(*args: Any, **options: Any) -> Any:
+    def waiting(*args: Any, **options: Any) -> list[str]:
         go.wait(seconds)
         return real(*args, **options)
 
-    monkeypatch.setattr(client.example, "translate_counted", waiting)
+    monkeypatch.setattr(client.example, "translate", waiting)
     return go
 
 

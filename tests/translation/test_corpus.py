@@ -288,6 +288,12 @@ def test_moses_and_datasets_without_a_usable_row(tmp_path: Path) -> None:
     fails(lambda: read_dataset(empty, PAIR), "name_or_path, split", (empty, "train"), "cannot be loaded")
     write(tmp_path / "damaged" / "state.json", "{}")
     fails(lambda: read_dataset(damaged, PAIR), "name_or_path, split", (damaged, "train"), "cannot be loaded")
+    for name in ("train.jsonl", "train.csv", "train.tsv", "train.parquet", "train.txt", "train.arrow"):
+        folder = tmp_path / f"folder of {name}"
+        write(folder / name, "")
+        fails(
+            lambda folder=folder: read_dataset(folder, PAIR), "name_or_path, split", (str(folder), "train"), "cannot"
+        )
 
 
 @pytest.mark.parametrize("pair", ["en", "en-en", "english-german"])

@@ -33,6 +33,12 @@ def row(source: str, target: str, pair: str) -> dict[str, str]:
         ("zh-Hant", "en", "zh_Hant-en", False), ("Chinese", "English", "zh_Hant-en", False),
         ("pt-BR", "en", "pt_BR-en", False), ("de", "en", "en-de", True), ("German", "English", "en-de", True),
         (" de ", "en\u00a0", "en-de", True),
+        ("source_text", "Target text", "en-de", False), ("sentence1", "sentence2", "en-de", False),
+        ("sentence_eng_Latn", "sentence_deu_Latn", "en-de", False), ("text_de", "text_en", "en-de", True),
+        ("EN-GB", "ZH-CN", "en-zh", False), ('"en-US"', '"de-DE"', "en-de", False),
+        ("source_en", "target_de", "en-de", False),
+        ("German sentence", "English sentence", "en-de", True), ("# src_txt", "trg_txt", "en-th", False),
+        ("zh-hant", "eng", "zh-en", False), ("mt", "ref", "en-de", False),
     ],
 )  # fmt: skip
 def test_header_lines(source: str, target: str, pair: str, exchanged: bool) -> None:
@@ -45,7 +51,9 @@ def test_header_lines(source: str, target: str, pair: str, exchanged: bool) -> N
     ("source", "target", "pair"),
     [
         ("Good morning.", "Guten Morgen.", "en-de"), ("de", "de", "en-de"), ("the source", "die Quelle", "en-de"),
-        ("en", "Hund", "sv-de"), ("English", "Englisch", "en-de"), ("fr", "it", "en-de"), ("id", "de", "en-de"),
+        ("en", "Hund", "sv-de"), ("Text", "Spalte", "en-de"), ("Language", "Sprache", "en-de"),
+        ("text", "string", "en-de"), ("1", "2", "en-de"), ("", "", "en-de"),
+        ("English", "Englisch", "en-de"), ("fr", "it", "en-de"), ("id", "de", "en-de"),
     ],
 )  # fmt: skip
 def test_lines_that_are_no_header(source: str, target: str, pair: str) -> None:
@@ -80,6 +88,21 @@ def test_by_script(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
         differ = script_of(HUMAN_RIGHTS[source] * 2) != script_of(HUMAN_RIGHTS[target] * 2)
         assert [doubt.exchanged for doubt in check_directions({pair: wrong})] == [True] * differ, pair
         assert check_directions({pair: [row(HUMAN_RIGHTS[source], HUMAN_RIGHTS[target], pair)]}) == []
+
+
+@pytest.mark.parametrize("pairs", [("en-de", "de-en"), ("en-de", "en-fr"), ("sr_Latn-sr", "sr-sr_Latn")])
+def test_the_same_rows_for_two_pairs(pairs: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence is in one language; no identification of languages is needed to tell."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    texts = [("one", "eins"), ("two", "zwei"), ("OK", "OK")]
+    first, second = (
+        [row(*text, pair) for text in order] for pair, order in zip(pairs, (texts, texts[::-1]), strict=True)
+    )
+    (doubt,) = check_directions({pairs[0]: first, pairs[1]: second})
+    assert doubt.exchanged and f"{pairs[0]} and {pairs[1]} have the same sources and targets" in doubt.text
+    turned = [row(target, source, pairs[1]) for source, target in texts]
+    assert check_directions({pairs[0]: first, pairs[1]: turned}) == []
+    assert check_directions({pairs[0]: [row("OK", "OK", pairs[0])], pairs[1]: [row("OK", "OK", pairs[1])]}) == []
 
 
 def test_one_side_in_another_language() -> None:

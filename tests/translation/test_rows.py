@@ -14,7 +14,7 @@ from torch.utils import data
 from transformers import TrainingArguments
 
 from peft_landermt import LanderTrainer, TranslationCollator
-from peft_landermt.errors import CorpusError
+from peft_landermt.errors import ConfigError, CorpusError
 from peft_landermt.padding import IGNORED
 from peft_landermt.translation import usable_rows
 
@@ -45,6 +45,7 @@ BAD = {
     "another pair": (row("Tea?", "Tee?", "de-fr"), "the adapter holds en-de"),
     "a header": (row("source", "target"), "is a header line"),
     "an end inside": (row("Tea?", f"Tee{END}?"), f"its target holds {END!r}"),
+    "a NUL": (row("Tea\0?", "Tee?"), "NUL character"),
 }
 
 
@@ -171,3 +172,13 @@ def test_lines_are_taught_as_translations_are_given(end: str) -> None:
     one, two = (collator.encode(row(f"a{mark}b", f"erste Zeile{mark}zweite")) for mark in (" ", end))
     assert one == two
     assert tokenizer.decode(two[1]) == " erste Zeile zweite</s>"
+
+
+@pytest.mark.parametrize("name", ["", "news"])
+def test_scores_that_cannot_be_made_are_told_before_the_first_step(name: str, tmp_path: Path) -> None:
+    """As where BLEU of Korean lacks its package."""
+    trainer = trainer_of(GOOD, tmp_path, {name: GOOD} if name else GOOD)
+    trainer.predict_with_generate, trainer.generation_options = True, {"bleu_tokenizer": "none-such"}
+    with pytest.raises(ConfigError, match="bleu_tokenizer='none-such'"):
+        trainer.train()
+    assert trainer.state.global_step == 0

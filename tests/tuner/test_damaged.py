@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from peft_landermt import NeuronMap
@@ -23,7 +18,8 @@ from peft_landermt.errors import AdapterError, ConfigError, LanderError
 from peft_landermt.lander.config import FORMAT_VERSION
 
 from ..conftest import build_model
-from .helpers import adapt, cloned_state, ids, lander_layers, logits, same_state
+from .helpers import adapt, lander_layers, same_state
+from .roads import assert_as_before, snapshot
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -50,19 +46,6 @@ def change_config(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def snapshot(model: nn.Module) -> Any:
-    return (
-        [(name, type(module), module.training) for name, module in model.named_modules()],
-        [(name, parameter.requires_grad) for name, parameter in model.named_parameters()],
-        cloned_state(model),
-        sorted(vars(model)),
-    )
-
-
-def assert_same(first: Any, second: Any) -> None:
-    assert first[:2] == second[:2] and same_state(first[2], second[2]) and first[3] == second[3]
-
-
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
@@ -87,34 +70,7 @@ def test_a_damaged_config(saved: Path, untouched: PreTrainedModel, fields: dict[
     before = snapshot(untouched)
     with pytest.raises(LanderError, match=error):
         PeftModel.from_pretrained(untouched, str(saved))
-    assert_same(snapshot(untouched), before)
-
-
-def test_a_pickle_is_never_read(saved: Path, untouched: PreTrainedModel) -> None:
-    torch.save(load_file(saved / WEIGHTS), saved / "adapter_model.bin")
-    (saved / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match=r"may run code when read"):
-        PeftModel.from_pretrained(untouched, str(saved))
-
-
-@pytest.mark.parametrize("others", [False, True], ids=["first adapter", "second adapter"])
-def test_refused_weights_leave_the_model_as_it_was(
-    saved: Path, untouched: PreTrainedModel, neuron_map: NeuronMap, others: bool
-) -> None:
-    state = load_file(saved / WEIGHTS)
-    key = next(key for key in state if key.endswith("general_neurons"))
-    save_file({**state, key: state[key].flip(0)}, saved / WEIGHTS)
-    model = adapt(untouched, neuron_map, ["en-de"], adapter_name="good") if others else untouched
-    next(iter(untouched.parameters())).requires_grad_(False)
-    before = snapshot(model)
-    with pytest.raises(AdapterError, match=r"neuron indices must ascend"):
-        if others:
-            model.load_adapter(str(saved), "bad")
-        else:
-            PeftModel.from_pretrained(model, str(saved))
-    assert_same(snapshot(model), before)
-    if others:
-        assert list(model.peft_config) == ["good"] and model.active_adapters == ["good"]
+    assert_as_before(untouched, before)
 
 
 def test_a_refused_state_dict_leaves_a_trained_adapter_as_it_was(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
@@ -122,91 +78,13 @@ def test_a_refused_state_dict_leaves_a_trained_adapter_as_it_was(base: PreTraine
     before = snapshot(model)
     with pytest.raises(AdapterError):
         set_peft_model_state_dict(model, {})
-    assert_same(snapshot(model), before)
+    assert_as_before(model, before)
 
 
 def test_a_newer_format_is_refused(saved: Path, untouched: PreTrainedModel) -> None:
     change_config(saved, format_version=FORMAT_VERSION + 1)
     with pytest.raises(ConfigError, match=r"format_version=3: this version reads up to 2; update peft_landermt"):
         PeftModel.from_pretrained(untouched, str(saved))
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=4) | st.just("en-de"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=4,
-)
-
-
-def _mutate_config(data: st.DataObject, folder: Path) -> None:
-    path = folder / CONFIG
-    config = json.loads(path.read_text())
-    target, key = config, data.draw(st.sampled_from(sorted(set(config) - {"peft_type", "task_type"})))
-    while isinstance(target[key], dict) and target[key] and data.draw(st.booleans()):
-        target = target[key]
-        key = data.draw(st.sampled_from(sorted(target)))
-    if data.draw(st.booleans()):
-        del target[key]
-    else:
-        target[key] = data.draw(json_values)
-    path.write_text(json.dumps(config))
-
-
-def _mutate_tensors(data: st.DataObject, folder: Path) -> None:
-    state = load_file(folder / WEIGHTS)
-    key = data.draw(st.sampled_from(sorted(state)))
-    action = data.draw(st.sampled_from(["drop", "rename", "shape", "type", "value", "flat"]))
-    if action == "drop":
-        del state[key]
-    elif action == "rename":
-        state[key + data.draw(st.sampled_from(["x", "_neurons", ".0"]))] = state.pop(key)
-    elif action == "shape":
-        state[key] = torch.cat([state[key], state[key][:1]])
-    elif action == "type":
-        state[key] = state[key].to(
-            data.draw(st.sampled_from([torch.int32, torch.float64, torch.uint8, torch.bfloat16]))
-        )
-    elif action == "flat":
-        state[key] = state[key].flatten()[:1].squeeze()
-    else:
-        extreme = [0, -1, 2**31 - 1] if not state[key].is_floating_point() else [float("nan"), float("inf"), 0.5]
-        state[key].view(-1)[data.draw(st.integers(0, state[key].numel() - 1))] = data.draw(st.sampled_from(extreme))
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
-
-
-def _mutate_bytes(data: st.DataObject, folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    position = data.draw(st.integers(0, 2000))
-    content[position] ^= data.draw(st.integers(1, 255))
-    (folder / WEIGHTS).write_bytes(content[: data.draw(st.sampled_from([len(content), position, len(content) - 1]))])
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(data=st.data())
-@pytest.mark.parametrize("mutate", [_mutate_config, _mutate_tensors, _mutate_bytes], ids=lambda f: f.__name__[8:])
-def test_any_mutation_loads_whole_or_not_at_all(
-    saved: Path, untouched: PreTrainedModel, mutate: Callable[..., None], data: st.DataObject
-) -> None:
-    """No error but a typed one, and after it the model is as it was."""
-    folder = saved.with_name("mutated")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(saved, folder)
-    mutate(data, folder)
-    before = snapshot(untouched)
-    model = copy.deepcopy(untouched)
-    try:
-        loaded = PeftModel.from_pretrained(model, str(folder))
-    except (LanderError, ValueError) as error:
-        # PEFT's own, for a target that matches nothing
-        assert isinstance(error, LanderError) or type(error).__name__ == "NoMatchingPeftModuleError", error
-        assert_same(snapshot(model), before)
-    else:
-        assert torch.isfinite(logits(loaded.eval(), ids(), **_route(loaded))).all()
-
-
-def _route(model: Any) -> dict[str, Any]:
-    pairs = model.base_model.routed_language_pairs
-    return {"language_pairs": [pairs[0]] * 3} if pairs else {}
 
 
 # Tables of damage
@@ -299,14 +177,3 @@ def test_truncated_or_empty_file(base: PreTrainedModel, neuron_map: NeuronMap, t
         with pytest.raises(AdapterError, match=r"adapter_model.safetensors': is truncated or damaged"):
             PeftModel.from_pretrained(untouched, tmp_path)
         assert not lander_layers(untouched)
-
-
-@pytest.mark.parametrize("kind", ["missing tensor", "NaN", "unsorted"])
-def test_a_damaged_second_adapter_leaves_the_first_as_it_is(
-    damaged: Callable[[str], Path], neuron_map: NeuronMap, kind: str
-) -> None:
-    model = adapt(build_model("llama"), neuron_map, ["en-de"], adapter_name="good", seed=4)
-    expected = logits(model, ids())
-    with pytest.raises(AdapterError):
-        model.load_adapter(damaged(kind), "bad")
-    assert model.active_adapter == "good" and logits(model, ids()).equal(expected)

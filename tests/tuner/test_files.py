@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 from peft_landermt import LanderConfig, NeuronMap
 from peft_landermt.errors import AdapterError
 
-from ..conftest import PAIRS, build_model
+from ..conftest import PAIRS, build_model, randomize_adapter
+from ..full_disk import no_file_beyond
 from .helpers import adapt, ids, lander_layers, logits, make_config
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -129,6 +131,48 @@ def test_a_stored_adapter_of_format_1_still_loads() -> None:
 
 
 # Interrupted saving
+
+
+@pytest.mark.parametrize("name", ["default", "en-de"])
+def test_a_full_disk_leaves_the_older_adapter(base: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    model = adapt(base, adapter_name=name)
+    model.save_pretrained(str(tmp_path))
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    randomize_adapter(model, seed=9)
+    with no_file_beyond(10_000), pytest.raises(OSError, match="cannot be written"):
+        model.save_pretrained(str(tmp_path))
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+README = {
+    "broken YAML": b"---\n: [\n---\nmine",
+    "a list": b"---\n- a\n---\nmine",
+    "a tag that runs code": b"---\na: !!python/object/apply:os.getcwd []\n---\n",
+    "another encoding": b"\xff\xfem\0i\0",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", README.values(), ids=README)
+def test_a_broken_readme_does_not_stop_saving(base: PreTrainedModel, tmp_path: Path, content: bytes | None) -> None:
+    model, path = adapt(base), tmp_path / "README.md"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.warns(UserWarning, match="it is no model card"):
+        model.save_pretrained(str(tmp_path))
+    assert path.is_dir() if content is None else path.read_bytes() == content
+    loaded = PeftModel.from_pretrained(build_model("llama"), str(tmp_path))
+    assert logits(loaded.eval(), ids()).equal(logits(model, ids()))
+
+
+def test_threads_that_save_to_one_folder_leave_an_adapter_of_one_of_them(tmp_path: Path) -> None:
+    models = [adapt(build_model("llama"), seed=seed) for seed in (1, 2)]
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda model: model.save_pretrained(str(tmp_path)), models))
+        found = logits(PeftModel.from_pretrained(build_model("llama"), str(tmp_path)).eval(), ids())
+        assert any(found.equal(logits(model, ids())) for model in models)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", CONFIG, WEIGHTS]
+
 
 _SAVE_AND_KILL = """
 import os, signal, shutil, sys, time

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, set_peft_model_state_dict
@@ -16,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from peft_landermt import LanderFFN, NeuronMap, hotswap_adapter, join_adapters
+import peft_landermt.routed.folder as folder_module
+from peft_landermt import LanderFFN, NeuronMap, join_adapters
 from peft_landermt.errors import AdapterError, LanderError
 
 from ..conftest import build_model
-from .helpers import adapt, cloned_state, ids, logits, make_config, same_state
+from .helpers import adapt, ids, logits, make_config
+from .roads import ROADS, assert_as_before, snapshot, with_another, with_one_of_the_form
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SAVED = "base_model.model.lm_head.weight"
@@ -106,6 +111,13 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "neurons out of order": change_tensors(lambda s: s.update({(k := a_block(s, "general_neurons")): s[k].flip(0)})),
     "neurons out of range": change_tensors(lambda s: s[a_block(s, "general_neurons")][-1:].fill_(10_000)),
     "a neuron twice": change_tensors(lambda s: s[a_block(s, "general_neurons")][:2].fill_(0)),
+    "a delta beyond half precision": change_tensors(lambda s: s[a_block(s, "_B")].view(-1)[:1].fill_(1e30)),
+    "a delta of eight bits": change_tensors(lambda s: s.update({(k := a_block(s, "_B")): s[k].to(torch.float8_e5m2)})),
+    "neurons of another type": change_tensors(lambda s: s.update({(k := a_block(s, "de_neurons")): s[k].long()})),
+    "awareness below zero": change_tensors(lambda s: s[a_block(s, "awareness_sums")].view(-1)[:1].fill_(-1)),
+    "a number of 400 digits": change_config(general_rank=10**400),
+    "a pattern that nests too deep": change_config(target_modules="(?:" * 5000 + "a" + ")" * 5000),
+    "a pipe": lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)),
     "a flipped byte": flip_a_byte,
     "a config changed by hand": change_config(init_weights=False),
     "a config of another form": change_config(car="learned"),
@@ -114,69 +126,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "half of the weights": lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:2000]),
     "a pickle": replace_by_a_pickle,
 }
-
-
-def first(model: nn.Module, folder: Path) -> Any:
-    return PeftModel.from_pretrained(model, str(folder))
-
-
-def second(model: PeftModel, folder: Path) -> Any:
-    return model.load_adapter(str(folder), adapter_name="second")
-
-
-def over_itself(model: PeftModel, folder: Path) -> Any:
-    return model.load_adapter(str(folder), adapter_name="default")
-
-
-def hotswap(model: PeftModel, folder: Path) -> Any:
-    return hotswap_adapter(model, folder)
-
-
-def by_transformers(model: PreTrainedModel, folder: Path) -> Any:
-    return model.load_adapter(str(folder))
-
-
-def plain(neuron_map: NeuronMap) -> nn.Module:
-    return build_model("llama")
-
-
-def with_another(neuron_map: NeuronMap) -> nn.Module:
-    return adapt(build_model("llama"), neuron_map, ["en-fr"], adapter_name="good", modules_to_save=["lm_head"])
-
-
-def with_one_of_the_form(neuron_map: NeuronMap) -> nn.Module:
-    model = adapt(build_model("llama"), neuron_map, ["en-de"], seed=7, modules_to_save=["lm_head"])
-    model.add_adapter("good", make_config(neuron_map, ["en-fr"], modules_to_save=["lm_head"]))
-    return model
-
-
-ROADS = {
-    "from_pretrained": (plain, first),
-    "load_adapter": (with_another, second),
-    "load_adapter, a loaded name": (with_one_of_the_form, over_itself),
-    "hotswap_adapter": (with_one_of_the_form, hotswap),
-    "transformers": (plain, by_transformers),
-}
-
-
-def snapshot(model: nn.Module) -> Any:
-    configs = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
-    return (
-        [(name, type(module), module.training) for name, module in model.named_modules()],
-        [(name, parameter.requires_grad, parameter.data_ptr()) for name, parameter in model.named_parameters()],
-        sorted(vars(model)),
-        configs,
-        cloned_state(model),
-    )
-
-
-def assert_as_before(model: nn.Module, before: Any) -> None:
-    after = snapshot(model)
-    assert after[:-1] == before[:-1]
-    # bit for bit, also where a value is not a number
-    assert same_state(
-        *({key: value.view(torch.uint8) for key, value in state[-1].items()} for state in (before, after))
-    )
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +172,52 @@ def test_a_folder_that_changed_since_it_was_loaded(folder: Path, llama_map: Neur
         assert_as_before(model, before)
     with pytest.raises(AdapterError, match=r"digest=|neuron indices"):
         join_adapters(build_model("llama"), [folder])
+
+
+def read_by_us(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
+    load = folder_module.load_file
+    monkeypatch.setattr(folder_module, "load_file", lambda path: (before(), load(path))[1])
+
+
+def read_by_peft(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
+    load = peft.peft_model.load_peft_weights
+    monkeypatch.setattr(
+        peft.peft_model, "load_peft_weights", lambda *args, **kwargs: (before(), load(*args, **kwargs))[1]
+    )
+
+
+def join(model: nn.Module, folder: Path) -> Any:
+    return join_adapters(model, [folder])
+
+
+@pytest.mark.parametrize(
+    ("road", "moment"),
+    [(road, read_by_us) for road in ("join_adapters", *ROADS)]
+    + [(road, read_by_peft) for road in ("from_pretrained", "load_adapter", "load_adapter, a loaded name")],
+)
+def test_a_folder_that_is_saved_to_while_it_is_loaded(
+    folder: Path, llama_map: NeuronMap, monkeypatch: pytest.MonkeyPatch, road: str, moment: Any
+) -> None:
+    """Config and weights of two saves of one form, each of which fits its digest."""
+    later = adapt(build_model("llama"), llama_map, ["en-de"], seed=2, modules_to_save=["lm_head"])
+    later.peft_config["default"].base_model_name_or_path = json.loads((folder / CONFIG).read_text())[
+        "base_model_name_or_path"
+    ]
+    make, load = {"join_adapters": (ROADS["from_pretrained"][0], join), **ROADS}[road]
+    model = make(llama_map)
+    before = snapshot(model)
+    moment(monkeypatch, lambda: later.save_pretrained(str(folder)))
+    with pytest.raises(AdapterError, match="while it was being loaded"):
+        load(model, folder)
+    if moment is read_by_us or "loaded name" in road:
+        assert_as_before(model, before)
+    for name, value in build_model("llama").state_dict().items():
+        found = {
+            key.replace("base_model.model.", "").replace(".base_layer", "").replace(".original_module", ""): key
+            for key in model.state_dict()
+            if ".default" not in key and ".good" not in key
+        }
+        assert model.state_dict()[found[name]].equal(value)
 
 
 @pytest.mark.parametrize("auto", [AutoPeftModelForCausalLM, AutoModelForCausalLM])
@@ -300,7 +295,23 @@ def test_embeddings_that_the_config_does_not_name(resized: Path) -> None:
 # Names and modules that are refused when an adapter is added
 
 
-@pytest.mark.parametrize("name", ["model", "weight", "lm_head", "base_model", "embed_tokens", "bias", "a.b", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "weight",
+        "lm_head",
+        "base_model",
+        "embed_tokens",
+        "bias",
+        "a.b",
+        "",
+        "keys",
+        "to",
+        "training",
+        "a\x1b[2J",
+    ],
+)
 def test_names_that_peft_would_take_for_parts_of_keys(neuron_map: NeuronMap, name: str) -> None:
     model = with_another(neuron_map)
     before = snapshot(model)
@@ -329,3 +340,16 @@ def test_modules_that_cannot_be_saved_beside_the_adapter(neuron_map: NeuronMap, 
     with pytest.raises(LanderError, match="modules_to_save="):
         adapt(model, neuron_map, ["en-de"], modules_to_save=[saved])
     assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("pattern", [".*" * 300 + "!", "(.*)*" * 20 + "x", "(([a-z0-9_.]+)+)+!"])
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_patterns_have_little_time(pattern: str, field: str) -> None:
+    """In this package and in PEFT, which matches them against names of embeddings."""
+    model = build_model("llama")
+    before, start = snapshot(model), time.perf_counter()
+    try:
+        adapt(model, **{field: pattern})
+    except ValueError:  # PEFT's too, for a pattern that matches nothing
+        assert_as_before(model, before)
+    assert time.perf_counter() - start < 30
