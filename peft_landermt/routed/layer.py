@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -254,6 +255,22 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer":
                 raise
             return getattr(super().__getattr__("base_layer"), name)
+
+
+def check_all_mergeable(model: nn.Module, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
+    """Check every adapted layer of a model before the first is written; see `RoutedLayer.check_mergeable`.
+
+    Raises:
+        ArchitectureError: Another layer of the model uses an adapted weight too.
+    """
+    uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    for layer in (module for module in model.modules() if isinstance(module, RoutedLayer)):
+        names = adapter_names if adapter_names is not None else layer.active_adapters
+        layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
+        for name, projection in layer.projections.items() if any(map(layer.holds, names)) else ():
+            if uses[id(projection.base_layer._parameters["weight"])] > 1:
+                remedy = "another layer uses the same weight and would change with it; give each its own first."
+                raise ArchitectureError("base_layer", f"{name} with tied weight", remedy)
 
 
 def device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:

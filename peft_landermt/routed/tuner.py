@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +12,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
-from ..errors import AdapterError, ArchitectureError, LanguagePairError
+from ..errors import AdapterError, LanguagePairError
 from ..linear import keep_unpacked
 from .blocks import Blocks
 from .call import Call, batch_size, current_call
 from .config import RoutedConfig
 from .hooks import bind_calls_to_checkpoints, drop_language_pairs, remove_hooks
-from .layer import RoutedLayer
+from .layer import RoutedLayer, check_all_mergeable
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
@@ -222,7 +221,7 @@ class RoutedTuner(BaseTuner):
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base weights; see PEFT."""
         with self.routing.writing("merging"):
-            self._check_all_mergeable(adapter_names, safe_merge)
+            check_all_mergeable(self.model, adapter_names, safe_merge)
             self._check_merge_allowed()
             for module in self._tuner_layers():
                 module.merge(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -251,7 +250,7 @@ class RoutedTuner(BaseTuner):
     ) -> nn.Module:
         with self.routing.writing("unloading"):
             if merge:
-                self._check_all_mergeable(adapter_names, safe_merge)
+                check_all_mergeable(self.model, adapter_names, safe_merge)
             for layer in self._layers():
                 if merge:
                     layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
@@ -262,17 +261,6 @@ class RoutedTuner(BaseTuner):
                 self.model.set_submodule(name, layer.restore())
             remove_hooks(self.model)
             return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-
-    def _check_all_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
-        """Look at every layer before the first is written."""
-        uses = Counter(id(weight) for module in self.model.modules() for weight in module._parameters.values())
-        for layer in self._layers():
-            names = adapter_names if adapter_names is not None else layer.active_adapters
-            layer.check_mergeable([name for name in names if name not in layer.merged_adapters], safe_merge)
-            for name, projection in layer.projections.items() if any(map(layer.holds, names)) else ():
-                if uses[id(projection.base_layer._parameters["weight"])] > 1:
-                    remedy = "another layer uses the same weight and would change with it; give each its own first."
-                    raise ArchitectureError("base_layer", f"{name} with tied weight", remedy)
 
     # State
 
