@@ -19,7 +19,8 @@ import uvicorn
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import detect_neurons, split_adapter
-from peft_landermt.translation import translate_counted
+from peft_landermt.translation import requests, translate_counted
+from peft_landermt.translation.limits import usual_limit
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from ..tuner.helpers import adapt
@@ -96,6 +97,14 @@ def make_folders(architecture: str, tokenizer: Any, folder: Path) -> list[str]:
     return [str(path) for path in split_adapter(adapt(base, found), folder).values()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def usual_lengths() -> Iterator[None]:
+    """Random models find no end; what they write to the longest limit would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "longest_limit", lambda tokenizer, source, pair: usual_limit(tokenizer, source))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return make_folders("llama", tokenizer, tmp_path_factory.mktemp("pairs"))
@@ -120,10 +129,10 @@ def test_translations_that_were_cut_are_told(client: Client) -> None:
 
 
 def test_requests_of_several_pairs_at_once(client: Client) -> None:
-    requests = [(pair, SENTENCES["en"][index : index + 2]) for index in range(2) for pair in PAIRS] * 2
+    asked = [(pair, SENTENCES["en"][index : index + 2]) for index in range(2) for pair in PAIRS] * 2
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda request: client.ask(*request), requests))
-    for (pair, sentences), (status, translations) in zip(requests, answers, strict=True):
+        answers = list(pool.map(lambda request: client.ask(*request), asked))
+    for (pair, sentences), (status, translations) in zip(asked, answers, strict=True):
         assert (status, translations) == (200, client.alone(pair, sentences))
     assert len({str(translations) for _, translations in answers[:3]}) == 3, "pairs differ"
 
