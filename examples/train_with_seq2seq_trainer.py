@@ -2,8 +2,7 @@
 
     python examples/train_with_seq2seq_trainer.py --model facebook/nllb-200-distilled-600M --output out
 
-Evaluation translates, and the best checkpoint by chrF++ is kept. `TranslationLoss` makes the same step of the same
-rows in any number of batches and processes, which the losses of these models do not.
+It keeps the best checkpoint by chrF++. With `TranslationLoss`, a step is the same in any number of batches.
 """
 
 from __future__ import annotations

@@ -105,13 +105,19 @@ def training(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     return {"model": adapted(tokenizer), "tokenizer": tokenizer, "rows": rows, "development": rows[:2]}
 
 
+def chats(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    instruct = copy.deepcopy(tokenizer)
+    instruct.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    return {"model": adapted(tokenizer), "tokenizer": instruct}
+
+
 def serving(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     return {**loading(tokenizer, monkeypatch), "tokenizer": tokenizer}
 
 
 NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
     "README.md": [whole_way, loading, several_pairs, sharing],
-    "docs/training.md": [corpus, training],
+    "docs/training.md": [corpus, training, chats],
     "docs/serving.md": [serving],
     "docs/architectures.md": [named_layout, encoder_decoder],
 }

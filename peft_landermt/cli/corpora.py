@@ -34,9 +34,7 @@ def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
             where one TSV is named for both directions.
     """
     paths = parse_assignments(options.data, "--data")
-    corpora = {
-        pair: _without_header(read_corpus(path, pair), f"{pair}={path}", options) for pair, path in paths.items()
-    }
+    corpora = {pair: _without_header(read_corpus(path, pair), pair, path, options) for pair, path in paths.items()}
     sample = {
         pair: [corpus.examples[index].to_row() for index in range(0, len(corpus), len(corpus) // _SAMPLED + 1)]
         for pair, corpus in corpora.items()
@@ -48,16 +46,16 @@ def read_corpora(options: argparse.Namespace) -> dict[str, Corpus]:
     return corpora
 
 
-def _without_header(corpus: Corpus, assignment: str, options: argparse.Namespace) -> Corpus:
+def _without_header(corpus: Corpus, pair: str, path: str, options: argparse.Namespace) -> Corpus:
     first = corpus.examples[0].to_row()
     if not is_header(first):
         return corpus
     if names_exchanged(first) and not options.any_language:
         remedy = f"its header says {first['source']!r}, then {first['target']!r}; exchange the columns."
-        raise CorpusError("--data", assignment, remedy)
-    _tell(options, f"{assignment}: a header line is left out: {first['source']!r}, {first['target']!r}")
+        raise CorpusError("--data", f"{pair}={path}", remedy)
+    _tell(options, f"{pair}: a header line is left out: {first['source']!r}, {first['target']!r}")
     if len(corpus) == 1:
-        raise CorpusError("--data", assignment, "has no row but a header line.")
+        raise CorpusError("--data", f"{pair}={path}", "has no row but a header line.")
     return Corpus(store(islice(corpus, 1, None)), corpus.skipped)
 
 

@@ -17,6 +17,8 @@ from .config import RoutedConfig
 from .layer import RoutedLayer
 
 _IN_KEYS = ("base_model", "model", "base_layer", "original_module", "modules_to_save", "weight", "bias")
+_LONGEST_NAME = 200
+"""Bytes of an adapter's name; file systems allow 255."""
 _SECONDS = 0.1
 """In which a pattern must match a name; there are some hundreds of names."""
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
@@ -31,13 +33,17 @@ def check_adapter_name(adapter_name: str, configs: Mapping[str, RoutedConfig], m
         model: The model.
 
     Raises:
-        AdapterError: The name is empty, cannot be shown, or cannot be one of a module; or it is a part of keys that
-            PEFT saves beside an adapter's own.
+        AdapterError: The name is empty, cannot be shown, or cannot be one of a module or folder; or it is a part of
+            keys that PEFT saves beside an adapter's own.
     """
     if not adapter_name or "." in adapter_name:
         raise AdapterError("adapter_name", adapter_name, "must be without dots, since it becomes a part of keys.")
-    if hasattr(nn.ModuleDict(), adapter_name) or not adapter_name.isprintable():
+    if hasattr(nn.ModuleDict(), adapter_name) or not adapter_name.isprintable() or adapter_name == "__base__":
         raise AdapterError("adapter_name", adapter_name, "cannot be the name of a module; take another one.")
+    if len(adapter_name.encode()) > _LONGEST_NAME or adapter_name.startswith("/") or "\\" in adapter_name:
+        raise AdapterError(
+            "adapter_name", adapter_name, "cannot be the name of the folder that it is saved to; take another one."
+        )
     names = {name for config in configs.values() for name, _ in saved_modules(model, config)}
     embeddings = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     names |= {name for name, module in model.named_modules() if any(module is each for each in embeddings)}

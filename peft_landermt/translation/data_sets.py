@@ -106,7 +106,8 @@ def _load_rows(
             config_name = config_name or _config_for(name, pair)
             yield from load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:  # of whatever kind: empty and damaged files fail in many, in datasets and Arrow
-        raise CorpusError("name_or_path, split", (name, split), f"cannot be loaded ({error!r}); {_FORMS}.") from error
+        remedy = f"cannot be loaded ({str(error) or repr(error)}); {_FORMS}."
+        raise CorpusError("name_or_path, split", (name, split), remedy) from error
 
 
 def _config_for(name: str, pair: LanguagePair) -> str | None:

@@ -1,11 +1,10 @@
-"""Corpora that are not what their pair says; prompts and bases that a command takes from an adapter; what was cut.
+"""Corpora that are not what their pair says: the same rows for two pairs, exchanged columns, header lines.
 
 Sentences are Article 1 of the Universal Declaration of Human Rights (OHCHR's translations).
 """
 
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 import shutil
@@ -13,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from peft_landermt.cli import main
 
-from ..conftest import SENTENCES, build_model
+from ..conftest import SENTENCES
 from ..translation.test_limits import HUMAN_RIGHTS
 
 ROWS = list(zip(SENTENCES["en"], SENTENCES["de"], strict=True))
@@ -100,30 +98,3 @@ def test_a_header_is_left_out(header: tuple[str, str], tmp_path: Path, capsys: p
     assert f"a header line is left out: {header[0]!r}, {header[1]!r}" in out
     assert f"dry run: {len(ROWS)} rows" in out and f"first: {ROWS[0][0]!r} -> {ROWS[0][1]!r}" in out
     assert main(dry([f"en-de={write_tsv(tmp_path / 'corpus.tsv', [header])}"], tmp_path)) != 0
-
-
-def test_chats_are_kept_and_what_was_cut_is_told(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An adapter of an instruct base, and translation that is told nothing but its folder."""
-    base, adapter = tmp_path / "base", tmp_path / "out"
-    build_model("llama").save_pretrained(base)
-    instruct = copy.deepcopy(tokenizer)
-    instruct.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    instruct.save_pretrained(base)
-    data = write_tsv(tmp_path / "corpus.tsv", ROWS[:4])
-    command = ["train", "--model", str(base), "--device", "cpu", "--data", f"en-de={data}", "--prompt", "chat"]
-    assert main([*command, "--output", str(adapter)]) == 0
-    kept = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["prompt"]
-    assert kept.startswith("user: Translate this from {source_language}")
-    assert kept.endswith(f"assistant: {{target}}{tokenizer.eos_token}")
-    capsys.readouterr()
-    (tmp_path / "text").write_text("I?\n\nWhere?\n", encoding="utf-8")
-    command = ["translate", "--device", "cpu", "--adapter", str(adapter), "--pair", "en-de"]
-    assert main([*command, "--input", str(tmp_path / "text"), "--max-new-tokens", "2"]) == 0
-    told = capsys.readouterr()
-    assert len(told.out.split("\n")) == 4
-    assert "2 of 3 translations found no end and were cut: lines 1, 3; --max-new-tokens" in told.err

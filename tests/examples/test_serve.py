@@ -18,8 +18,9 @@ import pytest
 import uvicorn
 from transformers import PreTrainedTokenizerFast
 
-from peft_landermt import detect_neurons, split_adapter, translate
-from peft_landermt.translation import translate_counted
+from peft_landermt import detect_neurons, split_adapter
+from peft_landermt.translation import requests, translate_counted
+from peft_landermt.translation.limits import usual_limit
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from ..tuner.helpers import adapt
@@ -35,6 +36,7 @@ class Client:
         self.example: ModuleType = load_example("serve")
         self.model = self.example.load(build_model(architecture), folders)
         self.tokenizer = tokenizer
+        self.known: dict[tuple[str, str], str] = {}
         self.limits = self.example.Limits(**{"refusal": 0.01, **limits})
         app = self.example.make_app(self.model, tokenizer, batch_size=4, limits=self.limits)
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
@@ -70,7 +72,10 @@ class Client:
             time.sleep(0.05)
         names = {config.language_pairs[0]: name for name, config in self.model.peft_config.items()}
         self.model.set_adapter(names[pair])
-        return [translate(self.model, self.tokenizer, [text], pair)[0] for text in sentences]
+        for text in sentences:
+            if (pair, text) not in self.known:
+                self.known[pair, text] = translate_counted(self.model, self.tokenizer, [text], pair).texts[0]
+        return [self.known[pair, text] for text in sentences]
 
     def leave(self, pair: str, sentences: list[str]) -> None:
         """Send a request, and do not wait for the answer."""
@@ -92,6 +97,14 @@ def make_folders(architecture: str, tokenizer: Any, folder: Path) -> list[str]:
     return [str(path) for path in split_adapter(adapt(base, found), folder).values()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def usual_lengths() -> Iterator[None]:
+    """Random models find no end; what they write to the longest limit would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "longest_limit", lambda tokenizer, source, pair: usual_limit(tokenizer, source))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return make_folders("llama", tokenizer, tmp_path_factory.mktemp("pairs"))
@@ -109,17 +122,17 @@ def test_translations_that_were_cut_are_told(client: Client) -> None:
     sentences = ["", *SENTENCES["en"]]
     status, answer, _ = client.send(json.dumps({"language_pair": PAIRS[0], "sentences": sentences}).encode())
     assert status == 200
-    client.alone(PAIRS[0], [])  # takes the pair's adapter
-    alone = [translate_counted(client.model, client.tokenizer, [text], PAIRS[0]) for text in sentences]
-    assert answer["cut"] == [index for index, found in enumerate(alone) if found.cut]
+    assert answer["translations"] == client.alone(PAIRS[0], sentences)  # which takes the pair's adapter
+    found = translate_counted(client.model, client.tokenizer, sentences, PAIRS[0])
+    assert answer["cut"] == list(found.cut)
     assert answer["cut"] and 0 not in answer["cut"]
 
 
 def test_requests_of_several_pairs_at_once(client: Client) -> None:
-    requests = [(pair, SENTENCES["en"][index : index + 2]) for index in range(3) for pair in PAIRS] * 2
+    asked = [(pair, SENTENCES["en"][index : index + 2]) for index in range(2) for pair in PAIRS] * 2
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda request: client.ask(*request), requests))
-    for (pair, sentences), (status, translations) in zip(requests, answers, strict=True):
+        answers = list(pool.map(lambda request: client.ask(*request), asked))
+    for (pair, sentences), (status, translations) in zip(asked, answers, strict=True):
         assert (status, translations) == (200, client.alone(pair, sentences))
     assert len({str(translations) for _, translations in answers[:3]}) == 3, "pairs differ"
 
@@ -156,23 +169,23 @@ def test_a_failure_is_told_and_survived(client: Client, monkeypatch: pytest.Monk
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.example, "translate", fail)
+        patch.setattr(client.example, "translate_counted", fail)
         assert client.ask("en-de", ["Good morning."])[0] == 500
     assert client.ask("en-de", ["Good morning."])[0] == 200
 
 
 def test_a_sentence_that_nobody_foresaw_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that fails is tried again sentence by sentence."""
-    real = translate
+    real = translate_counted
 
-    def fail(model: Any, tokenizer: Any, sentences: list[str], *args: Any, **options: Any) -> list[str]:
+    def fail(model: Any, tokenizer: Any, sentences: list[str], *args: Any, **options: Any) -> Any:
         if "poison" in sentences:
             raise RuntimeError("index out of range")
         return real(model, tokenizer, sentences, *args, **options)
 
     good = [("en-de", ["Tea."]), ("de-en", ["Tee."]), ("en-fr", ["Tea."])]
     with monkeypatch.context() as patch, ThreadPoolExecutor(8) as pool:
-        patch.setattr(client.example, "translate", fail)
+        patch.setattr(client.example, "translate_counted", fail)
         bad = [pool.submit(client.ask, "en-de", ["poison"]) for _ in range(3)]
         answers = [pool.submit(client.ask, *request) for request in good]
         assert [future.result()[0] for future in bad] == [500] * 3
@@ -292,13 +305,13 @@ def strict(folders: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[C
 
 def slow(client: Client, monkeypatch: pytest.MonkeyPatch, seconds: float) -> threading.Event:
     """Every batch takes at least so long, unless the event is set."""
-    real, go = translate, threading.Event()
+    real, go = translate_counted, threading.Event()
 
-    def waiting(*args: Any, **options: Any) -> list[str]:
+    def waiting(*args: Any, **options: Any) -> Any:
         go.wait(seconds)
         return real(*args, **options)
 
-    monkeypatch.setattr(client.example, "translate", waiting)
+    monkeypatch.setattr(client.example, "translate_counted", waiting)
     return go
 
 

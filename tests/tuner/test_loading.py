@@ -310,6 +310,11 @@ def test_embeddings_that_the_config_does_not_name(resized: Path) -> None:
         "to",
         "training",
         "a\x1b[2J",
+        "\ud800",
+        "__base__",
+        "/tmp/a",
+        "..\\a",
+        "é" * 101,
     ],
 )
 def test_names_that_peft_would_take_for_parts_of_keys(neuron_map: NeuronMap, name: str) -> None:
