@@ -34,6 +34,7 @@ from pydantic import BaseModel, Field
 
 from peft_landermt.demo import load_base
 from peft_landermt.translation import TRANSLATION_PROMPT, build_prompt, translate_counted
+from peft_landermt.translation.limits import room_in_context
 
 
 class Limits(BaseModel, frozen=True):
@@ -59,7 +60,7 @@ class Body(BaseModel):
 
 def load(base: Any, folders: list[str]) -> PeftModel:
     """Load an adapter from each folder into the base."""
-    names = [folder.replace(".", "_") for folder in folders]  # PEFT's names have no dots
+    names = [f"adapter_{index}" for index in range(len(folders))]
     model = PeftModel.from_pretrained(base, folders[0], adapter_name=names[0])
     for folder, name in zip(folders[1:], names[1:], strict=True):
         model.load_adapter(folder, adapter_name=name)
@@ -77,9 +78,7 @@ class Sizes:
             for config in model.peft_config.values()
             for pair in config.language_pairs
         }
-        config = model.config.get_text_config()
-        rotary = getattr(config, "rope_parameters", None) is not None
-        self.positions = None if rotary else getattr(config, "max_position_embeddings", None)
+        self.positions = room_in_context(model)
 
     def measure(self, texts: Sequence[str], language_pair: str) -> list[Sentence | str]:
         """Each text as a sentence, or what is wrong with it."""

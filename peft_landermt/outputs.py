@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 if sys.platform != "win32":
     import fcntl
 
+SAVING = ".saving-"
+"""What the names of folders begin with that hold new files until they are whole."""
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -91,7 +94,7 @@ def files_in_place(path: str | os.PathLike[str], kept: Collection[str] = ()) -> 
     """
     target = Path(os.path.abspath(path))
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
+    with tempfile.TemporaryDirectory(dir=target, prefix=SAVING) as folder:
         try:
             yield Path(folder)
         except SafetensorError as error:

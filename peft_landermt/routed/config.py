@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import AdapterError, ConfigError, UnknownOptionError
 from ..language_pair import parse_pairs
+from ..outputs import SAVING
 from ..prompt import Prompt
 from .card import write_model_card
 from .folder import PREFIX, AdapterFolder, LoadedState, bind_to_weights
@@ -181,15 +182,17 @@ class RoutedConfig(PeftConfig):
             with safe_open(weights, framework="pt") as file:
                 saved.embedding_layers = self._embeddings_among(file.keys())
                 types = {file.get_slice(key).get_dtype() for key in file.keys() if self.is_delta(key)}  # noqa: SIM118
-            if self.save_dtype is None and types - {"F32"} and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+            # a model saves into a folder beside the files that are there, and puts the new ones in their place
+            target = directory.parent if directory.name.startswith(SAVING) else directory
+            if self.save_dtype is None and types - {"F32"} and target.name.startswith(PREFIX_CHECKPOINT_DIR):
                 warnings.warn(
-                    f"{directory} holds deltas in {' and '.join(sorted(types))}, the type of the base: training that "
+                    f"{target} holds deltas in {' and '.join(sorted(types))}, the type of the base: training that "
                     "resumes from it goes on from rounded values. Give the trainer "
                     "callbacks=[FullPrecisionCheckpoints()] (peft_landermt.translation).",
                     stacklevel=2,
                 )
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as folder:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=SAVING) as folder:
             super(RoutedConfig, saved).save_pretrained(folder, **kwargs)
             if weights.exists():
                 bind_to_weights(Path(folder, CONFIG_NAME), weights)

@@ -15,6 +15,7 @@ from .helpers import SCRIPTS, run_script
 PAIRS = ["en-de", "de-en"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["report.py", "speed.py"])
 def test_scripts_start_in_a_process(script: str) -> None:
     """Their neighbours are importable there; one named like a package that pandas looks for would stop it."""
@@ -104,6 +105,7 @@ def test_tables(
     assert printed.count(r"\begin{tabular}{lrrrr}") == 2 and " & ".join(row[2:-2].split(" | ")) + r" \\" in printed
 
 
+@pytest.mark.slow
 def test_figures_of_detection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--pairs", *PAIRS, "--model", str(folder / "base"), "--output", str(folder), "--sentences", "4"]
     run_script(monkeypatch, "analysis.py", "--data", str(folder / "data"), *options)

@@ -81,6 +81,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_method_sees_the_same_rows_in_the_same_order(
     scripts: SimpleNamespace, bench: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_every_method_sees_the_same_rows_in_the_same_order(
     assert sorted(first) == sorted(second) == sorted(row["source"] for row in examples) and first != second
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept(scripts: SimpleNamespace, bench: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its losses are the result's, and its weights the model's; the first epoch is what a run of one gives."""
     run = scripts.runs.Run("lora", options={"r": 2}, learning_rates=(0.03,), epochs=2, **SMALL)

@@ -139,7 +139,9 @@ def test_inspect_adapter(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> 
     out, found = capsys.readouterr().out, NeuronMap.load(shop.map)
     assert "language pairs: en-de, de-en\n" in out
     assert f"base model: {shop.base} (weights {found.fingerprint})\n" in out
-    assert "options: car=off inactive_neurons=keep tune=pair general_rank=4\n" in out
+    assert (
+        "options: car=off inactive_neurons=keep tune=pair general_rank=4 specific_rank=None projections=all\n" in out
+    )
     assert f"size: {(shop.adapter / WEIGHTS).stat().st_size / 1e6:.2f} MB" in out
     assert out.count("| model.layers.") == len({layer for pair in PAIRS for layer in found.layers(pair)})
 
@@ -194,7 +196,7 @@ def test_train_without_a_map(shop: Workshop, tmp_path: Path, capsys: pytest.Capt
     assert "neuron map: none: all neurons are general" in out and "language pairs: en-de\n" in out
 
 
-@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("with_adapter", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_evaluate(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_adapter: bool) -> None:
     path = tmp_path / "scores.json"
     options = ["--limit", "3", "--batch-size", "2", "--num-beams", "2", "--output", str(path)]
@@ -671,6 +673,7 @@ def test_version_in_a_process() -> None:
     assert (result.returncode, result.stdout) == (0, f"peft_landermt {__version__}\n")
 
 
+@pytest.mark.slow
 def test_error_in_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peft_landermt.cli", "inspect", str(tmp_path / "nowhere")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -346,8 +346,15 @@ def test_the_ratio_is_positive(
 # Checkpoints
 
 
-@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
-@pytest.mark.parametrize("options", [{}, {"car": "learned", "general_rank": None}], ids=str)
+@pytest.mark.parametrize(
+    ("sampling", "options"),
+    [
+        ("group_by_length", {}),
+        ("random", {"car": "learned", "general_rank": None}),
+        pytest.param("random", {}, marks=pytest.mark.slow),
+        pytest.param("group_by_length", {"car": "learned", "general_rank": None}, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_training_is_bit_identical(
     base: PreTrainedModel,
     neuron_map: NeuronMap,

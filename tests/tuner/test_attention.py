@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap, join_adapters, split_adapter
-from peft_landermt.attention import layer_of, recognise_attention
+from peft_landermt.attention import ATTENTION_LAYOUTS, layer_of, recognise_attention
 from peft_landermt.errors import ArchitectureError, ConfigError
 from peft_landermt.lander.shared import LanderAttention
 
@@ -37,7 +37,14 @@ def first_attention(model: Any) -> torch.Tensor:
     return (out.encoder_attentions if model.config.is_encoder_decoder else out.attentions)[0]
 
 
-@pytest.fixture(params=ARCHITECTURES)
+FORMS = (
+    *("Gemma 3", "BLOOM", "GPT-2", "GPT-NeoX (Pythia)", "Falcon", "MPT", "OPT", "Phi 2", "Phi-3"),
+    *("NLLB, M2M100", "T5"),
+)
+"""One architecture of every form; the others run with the slow tests."""
+
+
+@pytest.fixture(params=[n if n in FORMS else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -160,6 +167,17 @@ def test_rows_of_fused_projections() -> None:
     assert rows["BLOOM"]["v"] == [24 * head + 16 + each for head in range(4) for each in range(8)]
     assert rows["GPT-2"]["v"] == list(range(64, 96))
     assert rows["Falcon"]["v"] == list(range(40, 48))  # one head of keys and values for all
+
+
+def test_the_docs_name_every_layout() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    table = text.partition("| q, k, v | o | Used by |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    expected = []
+    for layout in ATTENTION_LAYOUTS:
+        names = ", ".join(layout.names[:3]) if layout.fused is None else f"{layout.names[0]} (fused)"
+        expected.append(f"| {names} | {layout.names[3]} | {layout.used_by} |")
+    assert rows == expected
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ for wait in (0.0, 0.011, 0.023, 0.05):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path: Path) -> None:
     """Killed at any moment while it saves again and again, each time with one value everywhere; in a process of one
     thread, which can be copied."""

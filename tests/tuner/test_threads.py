@@ -59,7 +59,13 @@ def named_adapters(base: PreTrainedModel, neuron_map: NeuronMap, **options: Any)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"general_rank": None}, {"car": "token"}, {"car": "learned"}, {"car": "paper", "inactive_neurons": "drop"}],
+    [
+        {},
+        {"car": "token"},
+        pytest.param({"general_rank": None}, marks=pytest.mark.slow),
+        pytest.param({"car": "learned"}, marks=pytest.mark.slow),
+        pytest.param({"car": "paper", "inactive_neurons": "drop"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_three_hundred_calls_from_three_threads(
