@@ -140,7 +140,7 @@ def test_requests_of_several_pairs_at_once(client: Client) -> None:
 def test_answers_stay_right_when_batches_step_aside(client: Client) -> None:
     """Long sentences and short ones of all pairs at once: batches are interrupted between tokens, many times."""
     before = client.metrics()["landermt_stepped_aside_total"]
-    long = [("en-de", [" ".join(SENTENCES["en"][:3])[:120]]), ("de-en", [" ".join(SENTENCES["de"])[:110]])]
+    long = [("en-de", [" ".join(SENTENCES["en"][:3])[:60]]), ("de-en", [" ".join(SENTENCES["de"])[:55]])]
     short = [(pair, [text]) for pair in PAIRS for text in ("Hi.", "Tea.", "It is old.")] * 2
     with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(client.ask, *request) for request in long]
