@@ -10,7 +10,7 @@ fuzz:  ## an hour of damaged files and other inputs, with counts; MINUTES=5 for 
 	LANDERMT_FUZZ_MINUTES=$(or $(MINUTES),60) OMP_NUM_THREADS=1 pytest tests/fuzz -n auto --dist worksteal --timeout 0
 
 behaviours:  ## the table of PEFT behaviours by architecture
-	pytest tests/tuner/test_behaviours.py --behaviours -q
+	pytest tests/tuner/test_behaviours.py -m "slow or not slow" --behaviours -q
 
 quality:  ## lint, format and types, changing nothing
 	ruff check .

@@ -299,6 +299,7 @@ def test_split_and_join(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFi
         assert translate(alone, tokenizer, SENTENCES["en"], pair) == expected[pair]
 
 
+@pytest.mark.slow
 def test_merge(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder loads in a process that cannot import this package, and translates as the adapter does."""
     pair, out = "de-en", tmp_path / "model"
@@ -666,6 +667,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str | None) -> None:
     assert all(name in out for name in (["--output"] if command in ("detect", "train") else [command or "join"]))
 
 
+@pytest.mark.slow
 def test_version_in_a_process() -> None:
     command = [sys.executable, "-m", "peft_landermt.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -298,6 +298,7 @@ def test_resume_takes_the_newest_whole_checkpoint(
     fails(capsys, command, "--resume=", "holds no whole checkpoint; leave out --resume")
 
 
+@pytest.mark.slow
 def test_an_interruption_names_only_a_whole_checkpoint(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,10 @@ WRITTEN = {
 """Folders that hold adapters afterwards."""
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+QUICK = ("adapt_two_pairs", "train_with_trainer")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in WRITTEN])
 def test_on_a_tiny_model(
     name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

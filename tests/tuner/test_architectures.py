@@ -200,7 +200,14 @@ def found(name: str, tokenizer: PreTrainedTokenizerFast) -> NeuronMap:
     )
 
 
-@pytest.fixture(params=ARCHITECTURES)
+ALIKE = (
+    *("Mistral", "Qwen 2", "Gemma", "Gemma 2", "Cohere (Aya)", "StableLM", "OLMo 2", "SmolLM 3"),
+    *("BLOOM, slow_but_exact", "XGLM", "GLM-4", "mBART", "Marian", "mT5"),
+)
+"""Architectures whose FFNs have the form of another one's; they run with the slow tests."""
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in ARCHITECTURES])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -61,7 +61,14 @@ BEHAVIOURS: dict[str, Callable[[Case], None]] = {
 }
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+SLOW = ("qwen2", "gpt2")
+"""Architectures of a form that another one has too; they run in `make behaviours` and with the slow tests."""
+
+
+@pytest.fixture(
+    params=[pytest.param(case, marks=pytest.mark.slow) if case[1] in SLOW else case for case in CASES],
+    ids=[f"{kind}-{architecture}" for kind, architecture in CASES],
+)
 def case(
     request: pytest.FixtureRequest,
     _bases: Callable[[str], tuple[PreTrainedModel, NeuronMap]],

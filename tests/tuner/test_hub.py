@@ -125,6 +125,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_push_to_hub_and_load_from_it(hub: tuple[str, dict[str, bytes]], tmp_path: Path) -> None:
     """In a process of its own, because the client reads the address of the Hub when it is imported.
 
