@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +32,8 @@ from transformers import (
 
 import peft_landermt  # noqa: F401  registers LANDER
 from peft_landermt import NeuronMap, detect_neurons
+from peft_landermt.translation import requests
+from peft_landermt.translation.limits import usual_limit
 
 SENTENCES = {
     "en": ["The house is old.", "We drink tea.", "Where is the station?", "It rained all night."],
@@ -138,6 +140,14 @@ def _bases(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[PreTrain
         return made[architecture]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def usual_lengths() -> Iterator[None]:
+    """Take random models, which find no end, no further than 64 tokens; to the longest limit would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "longest_limit", lambda tokenizer, source, _: min(usual_limit(tokenizer, source), 64))
+        yield
 
 
 @pytest.fixture(params=["llama", "bloom", pytest.param("gemma3", marks=pytest.mark.slow)])

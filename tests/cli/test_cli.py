@@ -28,6 +28,8 @@ from peft_landermt.translation import Translations
 from ..conftest import SENTENCES, build_model
 from ..tuner.helpers import same_state
 
+pytestmark = pytest.mark.usefixtures("usual_lengths")
+
 PAIRS = ["en-de", "de-en"]
 WEIGHTS = "adapter_model.safetensors"
 

@@ -18,6 +18,8 @@ from peft_landermt import LanderConfig
 from ..conftest import build_model
 from ..translation.test_encoder_decoders import build as build_encoder_decoder
 
+pytestmark = pytest.mark.usefixtures("usual_lengths")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

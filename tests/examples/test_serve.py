@@ -19,12 +19,13 @@ import uvicorn
 from transformers import PreTrainedTokenizerFast
 
 from peft_landermt import detect_neurons, split_adapter
-from peft_landermt.translation import requests, translate_counted
-from peft_landermt.translation.limits import usual_limit
+from peft_landermt.translation import translate_counted
 
 from ..conftest import PAIRS, SENTENCES, build_model
 from ..tuner.helpers import adapt
 from .test_examples import load as load_example
+
+pytestmark = pytest.mark.usefixtures("usual_lengths")
 
 Answer = tuple[int, Any, dict[str, str]]
 
@@ -95,14 +96,6 @@ def make_folders(architecture: str, tokenizer: Any, folder: Path) -> list[str]:
     base = build_model(architecture)
     found = detect_neurons(base, tokenizer, SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False)
     return [str(path) for path in split_adapter(adapt(base, found), folder).values()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def usual_lengths() -> Iterator[None]:
-    """Random models find no end; what they write to the longest limit would take minutes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "longest_limit", lambda tokenizer, source, _: min(usual_limit(tokenizer, source), 64))
-        yield
 
 
 @pytest.fixture(scope="module")
