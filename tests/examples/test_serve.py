@@ -367,6 +367,7 @@ def test_work_of_clients_that_left_is_dropped(client: Client) -> None:
 # Everything at once
 
 
+@pytest.mark.slow
 def test_bad_clients_beside_good_ones(client: Client) -> None:
     """Every answer to a good client is right, while others send what they can; `benchmarks/serving.py` times it."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -61,7 +61,7 @@ def named_adapters(base: PreTrainedModel, neuron_map: NeuronMap, **options: Any)
     "options",
     [
         {},
-        {"car": "token"},
+        pytest.param({"car": "token"}, marks=pytest.mark.slow),
         pytest.param({"general_rank": None}, marks=pytest.mark.slow),
         pytest.param({"car": "learned"}, marks=pytest.mark.slow),
         pytest.param({"car": "paper", "inactive_neurons": "drop"}, marks=pytest.mark.slow),
