@@ -13,7 +13,6 @@ from markdown_it import MarkdownIt
 from transformers import PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap, write_model_card
-from peft_landermt.cli.outputs import save_adapter
 
 from .conftest import build_model
 from .test_escaping import HOSTILE
@@ -134,7 +133,7 @@ def test_text_of_the_owner_is_kept(
         if way == "save_pretrained":
             model.save_pretrained(tmp_path)
         elif way == "the command line":
-            save_adapter(model, tmp_path)
+            model.save_pretrained(str(tmp_path))
         else:
             write_model_card(model.peft_config["default"], tmp_path)
     found = readme.read_bytes().decode()
@@ -212,7 +211,7 @@ def test_a_broken_card_is_left_alone(how: str, tmp_path: Path, base: PreTrainedM
     path = broken(tmp_path, how)
     model = adapt(base, neuron_map, ["en-de"])
     with pytest.warns(UserWarning, match=r"README.md was left as it is: it is no model card"):
-        save_adapter(model, tmp_path)
+        model.save_pretrained(str(tmp_path))
     assert (tmp_path / "adapter_model.safetensors").is_file() and (tmp_path / "adapter_config.json").is_file()
     assert not path.is_file() or path.read_bytes() == BROKEN[how]
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from peft_landermt import LanderConfig, NeuronMap, outputs, write_model_card
-from peft_landermt.cli.outputs import save_adapter, write_json
+from peft_landermt.cli.outputs import write_json
 from peft_landermt.outputs import new_folder, write_text, written_whole
 from peft_landermt.report import write_report
 
@@ -61,7 +61,7 @@ def card(folder: Path, first: bool, **_made: Any) -> None:
 def adapter(folder: Path, first: bool, base: PreTrainedModel, **_made: Any) -> None:
     model = adapt(base, language_pairs=["en-de"], seed=int(first)) if first else base.__dict__["adapted"]
     base.__dict__["adapted"] = model
-    save_adapter(model, folder)
+    model.save_pretrained(str(folder))
 
 
 WRITERS: dict[str, Callable[..., None]] = {

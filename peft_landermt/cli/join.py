@@ -7,7 +7,7 @@ from typing import Any
 
 from ..lander.adapters import join_adapters
 from .options import add_model_options, load_model
-from .outputs import ADAPTER, add_overwrite_option, claim_folder, save_adapter
+from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,5 +28,5 @@ def run(options: argparse.Namespace) -> None:
     claim_folder(options, ADAPTER)
     base, _ = load_model(options)
     model = join_adapters(base, options.adapters)
-    save_adapter(model, options.output)
+    model.save_pretrained(str(options.output))
     print(f"written: {options.output}")

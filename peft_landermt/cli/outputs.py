@@ -6,18 +6,14 @@ import argparse
 import glob
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
 
 from ..errors import ConfigError
 from ..outputs import write_text
-from ..routed.card import write_model_card
 
 ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 """Files of an adapter folder; its card is not among them, because the text of its owner is kept."""
@@ -96,21 +92,3 @@ def _inputs(options: argparse.Namespace) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON that people can read."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Save an adapter: an older one in the folder stays until the new one is whole, and a card keeps its text.
-
-    Raises:
-        OSError: The adapter cannot be written; an older one is as it was.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as work:
-            model.save_pretrained(work)
-            for name in ADAPTER:
-                os.replace(Path(work) / name, folder / name)
-    except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}") from error
-    write_model_card(model.peft_config["default"], folder)

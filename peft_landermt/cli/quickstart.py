@@ -32,7 +32,7 @@ from ..translation import (
     translate,
 )
 from .options import add_model_options, load_model, task_type, with_texts
-from .outputs import add_overwrite_option, claim_folder, save_adapter, write_json
+from .outputs import add_overwrite_option, claim_folder, write_json
 
 _WRITTEN = ("neuron_map.safetensors", "adapter/*", "pairs/*/*", "scores_*.json", "results.json")
 """Files in `--output`."""
@@ -126,7 +126,7 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
     with stages.stage("train", f"Tuning {trainable:,} parameters on {', '.join(pairs)}"):
         _train(model, tokenizer, corpus, options, output)
     with stages.stage("save_and_split", "Saving the adapter, and one adapter per pair"):
-        save_adapter(model, output / "adapter")
+        model.save_pretrained(str(output / "adapter"))
         folders = split_adapter(model, output / "pairs")
         compared = {pair: _compared(model, tokenizer, corpus, pair) for pair in pairs}
     with stages.stage("reload", "Loading the pairs' adapters into a fresh base model through PEFT"):

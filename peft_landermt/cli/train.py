@@ -19,7 +19,7 @@ from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
 from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
 from .corpora import add_data_options, read_corpora
 from .options import add_model_options, is_main, load_model, prompt_template, task_type
-from .outputs import ADAPTER, add_overwrite_option, claim_folder, save_adapter
+from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
 _EXAMPLE = """example:
   landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
         kept = f"kept: {last}; --resume goes on from there" if last else f"no checkpoint yet in {options.output}"
         raise KeyboardInterrupt(kept) from error
     if is_main(options):
-        save_adapter(model, options.output)
+        model.save_pretrained(str(options.output))
         with written_whole(Path(options.output, TRAINER_STATE_NAME)) as partial:
             trainer.state.save_to_json(str(partial))
         print(f"written: {options.output}")

@@ -89,8 +89,7 @@ def write_model_card(config: Carded, folder: Path, scores: Scores | None = None)
     ours = f"{_BEGIN}\n\n{_text(config, scores or {})}\n{_END}"
     results = _results(scores or {})
     try:
-        card = ModelCard.load(path) if path.exists() else ModelCard("---\n{}\n---\n")
-        _add_metadata(card, config, results)
+        card = _card(path, config, results)
         card.text = _insert(card.text, ours)
         content = re.sub("\r\n?", "\n", str(card))  # PEFT leaves some lines of each kind
     except Exception as error:  # of whatever kind: what a stranger wrote must not stop an adapter from being saved
@@ -100,10 +99,17 @@ def write_model_card(config: Carded, folder: Path, scores: Scores | None = None)
         partial.write_text(content, encoding="utf-8", newline="")
 
 
-def is_model_card(path: Path) -> bool:
-    """Whether a file, if it is there, is a model card whose metadata and encoding can be read."""
+def _card(path: Path, config: Carded, results: list[EvalResult]) -> ModelCard:
+    """The card that is at `path`, or an empty one, with an adapter's metadata."""
+    card = ModelCard.load(path) if path.exists() else ModelCard("---\n{}\n---\n")
+    _add_metadata(card, config, results)
+    return card
+
+
+def is_model_card(path: Path, config: Carded) -> bool:
+    """Whether a file, if it is there, is a model card that an adapter's metadata can be added to."""
     try:
-        ModelCard.load(path)
+        _card(path, config, [])
     except Exception:  # of whatever kind: what a stranger wrote may fail in many
         return not os.path.lexists(path)
     return True

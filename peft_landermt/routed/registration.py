@@ -143,11 +143,11 @@ def _save_model(original: Any, model: PeftModel, save_directory: Any, *args: Any
     given = inspect.signature(original).bind(model, save_directory, *args, **kwargs)
     given.apply_defaults()
     names = given.arguments["selected_adapters"] or list(model.peft_config)
-    ours = any(isinstance(model.peft_config.get(name), RoutedConfig) for name in names)
+    ours = [config for name in names if isinstance(config := model.peft_config.get(name), RoutedConfig)]
     if not ours or not given.arguments["is_main_process"] or Path(save_directory).is_file():
         return original(model, save_directory, *args, **kwargs)
     cards = {Path("" if name == "default" else name, "README.md") for name in ("default", *names)}
-    broken = [str(card) for card in cards if not is_model_card(Path(save_directory, card))]
+    broken = [str(card) for card in cards if not is_model_card(Path(save_directory, card), ours[0])]
     for path in (str(Path(save_directory, card)) for card in broken):
         warnings.warn(f"{printable(path)} was left as it is: it is no model card.", stacklevel=3)
     with files_in_place(save_directory, kept=broken) as folder:
