@@ -30,7 +30,7 @@ from ..ffn import FFN
 from ..neuron_map import NeuronMap
 from ..routed.call import Call, Team, entered
 from ..routed.layer import RoutedLayer, device_of
-from ..routed.projection import RoutedLinear, Share
+from ..routed.projection import Share
 from ..routed.routing import Routing
 from .deltas import NeuronBlocks
 from .gates import neuron_gate, neurons_that_take_part, open_token_gates, opened
@@ -53,8 +53,7 @@ class LanderFFN(RoutedLayer):
         self.neurons, self.width, self.fused = ffn.neurons, ffn.width, ffn.fused
         self.in_features = self.out_features = ffn.width
         self.lander_blocks = nn.ModuleDict()
-        for name in self.projection_names:
-            setattr(ffn.module, name, RoutedLinear(ffn.module.get_submodule(name), name, self))
+        self._put_in_place()
 
     def update_layer(
         self,

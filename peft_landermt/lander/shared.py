@@ -15,7 +15,7 @@ from ..attention import Attention
 from ..routed.blocks import Blocks
 from ..routed.call import Team
 from ..routed.layer import RoutedLayer
-from ..routed.projection import RoutedLinear, Share, Update
+from ..routed.projection import Share, Update
 from ..routed.routing import Routing
 from .layout import GENERAL
 
@@ -77,9 +77,7 @@ class LanderAttention(RoutedLayer):
         super().__init__(attention.module, routing)
         self.attention = attention
         self.lander_blocks = nn.ModuleDict()
-        for name in dict.fromkeys(attention.layout.names):
-            linear = RoutedLinear(attention.module.get_submodule(name), name, self)
-            setattr(attention.module, name, linear)
+        self._put_in_place()
 
     def update_layer(
         self,

@@ -124,9 +124,8 @@ def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[s
         ConfigError: The rank is larger than a projection's sizes.
     """
     found: dict[str, Attention] = {}
-    for name, module in model.named_modules() if config.attention_modules else ():
-        if layer_of(name) != layer_of(ffn.name):
-            continue
+    layer = layer_of(ffn.name)
+    for name, module in model.get_submodule(layer).named_modules(prefix=layer) if config.attention_modules else ():
         attention = module.attention if isinstance(module, LanderAttention) else None
         if attention is None and not any(name.startswith(f"{other}.") for other in found):
             attention = recognise_attention(module, name)
@@ -146,7 +145,7 @@ def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[s
                 raise ConfigError("attention_rank", config.attention_rank, f"{problem}; take a smaller one.")
         found[name] = attention
     if config.attention_modules and not found:
-        raise no_attention(layer_of(ffn.name), config.attention_modules)
+        raise no_attention(layer, config.attention_modules)
     return found
 
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
+from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
 from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
 from ..linear import device_and_dtype, has_dense_weight, weight_rows
 from .blocks import Blocks
 from .call import Call, Team, current_call, entered
-from .projection import RoutedLinear, Share, weight_of
+from .projection import RoutedLinear, Share, Wrapper, weight_of
 from .routing import Routing
 
 
-class RoutedLayer(nn.Module, BaseTunerLayer):
+class RoutedLayer(Wrapper):
     """A module of the base, stored as `base_layer`, whose linear layers adapters have blocks on.
 
     A subclass names the `nn.ModuleDict` that holds each adapter's [`Blocks`] in `adapter_layer_names`, names its
@@ -35,14 +35,12 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
     other_param_names = ()
 
     def __init__(self, base_layer: nn.Module, routing: Routing) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.routing = routing
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
         self._unmerged_weights: dict[str, torch.Tensor] = {}
-        self.training = base_layer.training
 
     @property
     def projection_names(self) -> tuple[str, ...]:
@@ -93,6 +91,11 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             states: The linear layer's input (samples, tokens, in); None to merge.
         """
         raise NotImplementedError
+
+    def _put_in_place(self) -> None:
+        """Wrap the linear layers, where they are; `restore` undoes it."""
+        for name in self.projection_names:
+            setattr(self.base_layer, name, RoutedLinear(self.base_layer.get_submodule(name), name, self))
 
     def restore(self) -> nn.Module:
         """Put the base's own modules back in place, and return the base layer."""
@@ -246,15 +249,6 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             for adapter, blocks in self.adapters.items():
                 own = [f"{prefix}{self.adapter_layer_names[0]}.{adapter}.{key}" for key in blocks.state_dict()]
                 missing.extend(own if not any(key in state_dict for key in own) else ())
-
-    def __getattr__(self, name: str) -> Any:
-        """Forward attributes that this module lacks to the base layer, which some models read from outside."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
 
 def check_all_mergeable(model: nn.Module, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:

@@ -134,7 +134,29 @@ class Asked(Protocol):
         """Tell what a team's adapter makes of a projection."""
 
 
-class RoutedLinear(nn.Module, BaseTunerLayer):
+class Wrapper(nn.Module, BaseTunerLayer):
+    """Stands in the place of a module of the base, which is stored as `base_layer`.
+
+    Args:
+        base_layer: The module.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.training = base_layer.training
+
+    def __getattr__(self, name: str) -> Any:
+        """Forward attributes that this module lacks to the base layer, which some models read from outside."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+
+class RoutedLinear(Wrapper):
     """A linear layer of the base, stored as `base_layer`, with what the adapters of each call add to it.
 
     It holds no adapters; to PEFT it is in the state of its layer.
@@ -148,13 +170,12 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
     layer: Asked
 
     def __init__(self, base_layer: nn.Module, name: str, layer: Asked) -> None:
-        super().__init__()
-        self.base_layer, self.name = base_layer, name
+        super().__init__(base_layer)
+        self.name = name
         self.__dict__["layer"] = layer  # no child of this module, but the other way round
         shape = features(base_layer)
         assert shape is not None
         self.in_features, self.out_features = shape
-        self.training = base_layer.training
 
     def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map (B, ..., in) to (B, ..., out)."""
@@ -240,15 +261,6 @@ class RoutedLinear(nn.Module, BaseTunerLayer):
     def bias(self) -> torch.Tensor | None:
         """The base layer's bias."""
         return getattr(self.base_layer, "bias", None)
-
-    def __getattr__(self, name: str) -> Any:
-        """Forward attributes that this module lacks to the base layer."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
 
 def _complement(served: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
