@@ -29,8 +29,16 @@ BAR: Arms = {
 }
 """What LANDeRMT is measured by: LoRA on all linear layers, and on those that write to the residual stream."""
 
+RATES_OF_B: Arms = {
+    "LoRA r=16, v o, alpha=16": lora([2e-3, 1e-3], lora_alpha=16, target_modules=V_O),
+    "LoRA r=16, v o, alpha=64": lora([5e-4, 1e-3], lora_alpha=64, target_modules=V_O),
+    "LoRA r=16, v o down, alpha=64": lora([5e-4, 2e-4], lora_alpha=64, target_modules=V_O_DOWN),
+    "LoRA r=32, v o": lora([1e-3, 5e-4], r=32, target_modules=V_O),
+}
+"""LoRA at other ratios of the two factors' rates, which alpha / r is under Adam, and of a higher rank."""
+
 STARTS: Arms = {
-    f"{name}, {start}": lora([1e-4, 5e-5, 2e-4], **BAR[name]["options"], init_lora_weights=start, **options)
+    f"{name}, {start}": lora([1e-4, 2e-4, 5e-5], **BAR[name]["options"], init_lora_weights=start, **options)
     for name in ("LoRA r=16, all linear", "LoRA r=16, v o", "LoRA r=16, v o down")
     for start, options in (("eva", {}), ("lora_ga", {"lora_ga_config": {"direction": "ArB2r"}}))
 }
@@ -42,25 +50,50 @@ def lander(rates: list[float], **fields: Any) -> dict[str, Any]:
     return {"method": "lander", "learning_rates": rates, "detection": {"num_layers": 18}, "epochs": 3, **fields}
 
 
-def placed(rates: list[float], attention: str = "v o", b: float = 2.0, **options: Any) -> dict[str, Any]:
-    """LANDeRMT with factors in attention, B at `b` times the rate of A, as LoRA with an alpha of `b` r has it."""
-    options = {"attention_modules": attention.split(), "specific_rank": 4, **options}
-    return lander(rates, options=options, trainer={"rates": {"factors_b": b}})
+def placed(
+    rates: list[float], attention: str = "v o", b: float = 2.0, k: int = 18, control: str = "", **options: Any
+) -> dict[str, Any]:
+    """LANDeRMT with factors in the attention of all layers, B at `b` times the rate of A, as LoRA with an alpha of `b`
+    r has it; of a pair's FFNs, the k relevant ones."""
+    options = {"projections": "output", "specific_rank": 4, **options}
+    if attention:
+        options = {"attention_modules": attention.split(), "attention_layers": "all", **options}
+    made = lander(rates, options=options, trainer={"rates": {"factors_b": b}}, control=control)
+    return {**made, "detection": {"num_layers": k}}
 
 
 PLACES: Arms = {
-    "LANDER, v o, output r=8, specific r=4": placed([1e-3, 5e-4], projections="output", general_rank=8),
-    "LANDER, v o, output r=16, specific r=4": placed([1e-3, 5e-4], projections="output"),
-    "LANDER, v o, all r=4, specific r=4": placed([1e-3, 5e-4], general_rank=4),
-    "LANDER, v o, output r=8, B at 1": placed([1e-3, 5e-4, 2e-3], b=1.0, projections="output", general_rank=8),
-    "LANDER, v o, specific rows": placed([1e-3, 5e-4], projections="output", general_rank=8, specific_rank=None),
-    "LANDER, v o, random neurons": {
-        **placed([1e-3, 5e-4], projections="output", general_rank=8),
-        "control": "random neurons",
-    },
-    "LANDER, v o, all neurons": placed([1e-3, 5e-4], projections="output", general_rank=8, tune="layers"),
+    "v o, output": placed([1e-3, 5e-4, 2e-3]),
+    "v o, output r=8": placed([1e-3, 5e-4], general_rank=8),
+    "v o, output, 4 layers": placed([1e-3, 5e-4, 2e-3], k=4),
+    "v o, output, 4 layers by gradients": placed([1e-3, 5e-4], k=4, control="largest gradients"),
+    "v o, output, 9 layers": placed([1e-3, 5e-4], k=9),
+    "v o, all projections r=4": placed([1e-3, 5e-4], projections="all", general_rank=4),
+    "v o, all projections, 4 layers": placed([1e-3, 5e-4], k=4, projections="all"),
+    "v o, input r=4": placed([1e-3, 5e-4], projections="input", general_rank=4),
+    "v o r=24, output r=4": placed([1e-3, 5e-4], attention_rank=24, general_rank=4),
+    "q k v o r=8, output r=8": placed([1e-3, 5e-4], "q k v o", attention_rank=8, general_rank=8),
+    "output r=32": placed([1e-3, 5e-4], "", general_rank=32),
 }
-"""LANDeRMT with factors in attention too, at no more than half of the parameters of LoRA on all linear layers."""
+"""LANDeRMT by place, at no more than half of the parameters of LoRA on all linear layers."""
+
+RATES_AND_FORMS: Arms = {
+    "v o, output, B at 1": placed([2e-3, 1e-3], b=1.0),
+    "v o, output, B at 4": placed([5e-4, 1e-3], b=4.0),
+    "v o, output, specific rows": placed([1e-3, 5e-4], specific_rank=None),
+    "v o, output, specific r=16": placed([1e-3, 5e-4], specific_rank=16),
+    "v o, output, learned gates": placed([1e-3], car="learned"),
+}
+"""LANDeRMT by rate and form, in the places that writes to the residual stream."""
+
+CHOICES: Arms = {
+    "v o, output, random neurons": placed([1e-3, 5e-4], control="random neurons"),
+    "v o, output, all neurons": placed([1e-3, 5e-4], tune="layers"),
+    "v o, output, general neurons": placed([1e-3, 5e-4], tune="general"),
+    "v o, output, 4 random layers": placed([1e-3, 5e-4], k=4, control="random layers"),
+    "v o, output, 4 last layers": placed([1e-3, 5e-4], k=4, control="last layers"),
+}
+"""Controls of what detection chooses, each of about the same size as what it stands for."""
 
 FORMS: Arms = {
     "LANDER": lander([1e-3, 5e-4, 2e-3]),
@@ -70,4 +103,12 @@ FORMS: Arms = {
 }
 """LANDeRMT on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
 
-PROGRAMME: dict[str, Arms] = {"bar": BAR, "starts": STARTS, "forms": FORMS, "places": PLACES}
+PROGRAMME: dict[str, Arms] = {
+    "bar": BAR,
+    "places": PLACES,
+    "rates of B": RATES_OF_B,
+    "rates and forms": RATES_AND_FORMS,
+    "controls": CHOICES,
+    "starts": STARTS,
+    "forms": FORMS,
+}

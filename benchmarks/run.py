@@ -105,13 +105,16 @@ def execute(waiting: Mapping[str, Run], scale: Scale, args: argparse.Namespace) 
         args.jobs, get_context("spawn"), open_here, initargs=(torch.get_num_threads(), *bench)
     )
     with processes:
-        futures = [processes.submit(execute_here, title, *call) for title, call in calls.items()]
-        try:
-            for future in as_completed(futures):
+        titles = {processes.submit(execute_here, title, *call): title for title, call in calls.items()}
+        failed = []
+        for future in as_completed(titles):
+            if (error := future.exception()) is None:
                 yield future.result()
-        except BaseException:
-            processes.shutdown(cancel_futures=True)
-            raise
+            else:
+                print(f"\n{titles[future]} failed: {error!r}", flush=True)
+                failed.append(titles[future])
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from common import (
 )
 from controls import control, controlled, gradient_norms, layers_by_gradient
 from epochs import EpochLosses, cosine_by_epoch, lowest
+from filelock import FileLock
 from runs import LANDER, UNTRAINED, Run, Test
 from transformers import TrainingArguments, set_seed
 
@@ -102,13 +103,16 @@ class Workbench:
         return self._gradient_norms[language]
 
     def _detect(self, pairs: tuple[str, ...], options: dict[str, Any], path: Path | None) -> NeuronMap:
-        if path is not None and path.exists():
-            return NeuronMap.load(path)
-        sentences = read_flores(self.data, *CALIBRATION, languages_of(pairs))
-        found = detect_neurons(self.base, self.tokenizer, sentences, pairs, num_layers=1, **options)  # k comes after
-        if path is not None:
-            found.save(path)
-        return found
+        if path is None:
+            sentences = read_flores(self.data, *CALIBRATION, languages_of(pairs))
+            return detect_neurons(
+                self.base, self.tokenizer, sentences, pairs, num_layers=1, **options
+            )  # k comes after
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # processes side by side detect once
+            if not path.exists():
+                self._detect(pairs, options, None).save(path)
+        return NeuronMap.load(path)
 
     def make(self, run: Run, rows: int) -> Any:
         """A fresh copy of the base with the method's adapter; a start by data looks at these rows of a direction."""
@@ -249,7 +253,8 @@ class Workbench:
                 result["development_losses"] |= losses
             for test in tests:
                 result["scores"][str(test)] |= self.score(run, model, test, group, keep)
-        result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
+        if tests:
+            result["perplexity"] = {language: self.perplexity(model, language) for language in languages_of(pairs)}
         return result
 
     def _fit(self, run: Run, result: dict[str, Any]) -> Any:

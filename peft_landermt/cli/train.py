@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..attention import ROLES
 from ..errors import ConfigError, CorpusError
 from ..lander import LanderConfig
+from ..lander.config import AUTO
 from ..lander.layout import CHOICES
 from ..outputs import written_whole
 from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
@@ -61,12 +62,17 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--car", choices=CHOICES["car"], default="off")
     group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
     group.add_argument("--tune", choices=CHOICES["tune"], default="pair")
-    group.add_argument("--projections", choices=CHOICES["projections"], default="all", help="of a neuron")
+    group.add_argument("--projections", choices=CHOICES["projections"], default="output", help="of a neuron")
     group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
-    group.add_argument("--specific-rank", type=int, default=0, help="0: whole rows (default: %(default)s)")
+    group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows (default: %(default)s)")
     group.add_argument(
-        "--attention-modules", nargs="+", choices=ROLES, metavar="ROLE", help="of q, k, v, o; shared by all pairs"
+        "--attention-modules",
+        nargs="+",
+        choices=(*ROLES, "none"),
+        metavar="ROLE",
+        help="of q, k, v, o, shared by all pairs, or none (default: v o where the base's attention is known)",
     )
+    group.add_argument("--attention-layers", choices=CHOICES["attention_layers"], default="all")
     group.add_argument("--attention-rank", type=int, default=16, help="(default: %(default)s)")
     parser.set_defaults(run=run)
 
@@ -96,7 +102,8 @@ def run(options: argparse.Namespace) -> None:
         projections=options.projections,
         general_rank=options.general_rank or None,
         specific_rank=options.specific_rank or None,
-        attention_modules=options.attention_modules,
+        attention_modules=_attention_modules(options.attention_modules),
+        attention_layers=options.attention_layers,
         attention_rank=options.attention_rank,
     )
     if options.dry_run:
@@ -154,6 +161,14 @@ def run(options: argparse.Namespace) -> None:
         with written_whole(Path(options.output, TRAINER_STATE_NAME)) as partial:
             trainer.state.save_to_json(str(partial))
         print(f"written: {options.output}")
+
+
+def _attention_modules(roles: list[str] | None) -> Any:
+    if roles is None:
+        return AUTO
+    if "none" in roles and len(roles) > 1:
+        raise ConfigError("--attention-modules", roles, "names projections and none of them.")
+    return None if "none" in roles else roles
 
 
 def _usable(rows: list[dict[str, str]], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:

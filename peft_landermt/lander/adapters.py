@@ -118,9 +118,10 @@ def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str)
                 if block in (None, GENERAL) or block in specific:
                     kept[key] = _rows(key, value, [index])
     layers = {layer_of(module) for module in chosen.neuron_counts}
-    for key, value in state.items():  # attention in the pair's layers
+    for key, value in state.items():  # attention, in the pair's layers or in all
         module = key.removeprefix(PREFIX).partition(_MARK)[0]
-        if _MARK in key and module not in config.neuron_counts and layer_of(module) in layers:
+        here = config.attention_layers == "all" or layer_of(module) in layers
+        if _MARK in key and module not in config.neuron_counts and here:
             kept[key] = value
     return chosen, kept
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-from ..attention import ROLES, Role
+from ..attention import Role
 from ..errors import ConfigError
 from ..ffn import FFNLayout
 from ..neuron_map import NeuronMap
 from ..routed.config import RoutedConfig
 from .deltas import ROW_PER_PAIR
-from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Projections, Tune, check_counts
+from .layout import (
+    CONSTANT,
+    AttentionLayers,
+    BlockLayout,
+    CarMode,
+    Counts,
+    InactiveNeurons,
+    Projections,
+    Tune,
+    check_counts,
+)
 
 FORMAT_VERSION = 2
 """2 has factors in attention and of specific neurons, or deltas on some projections only; others are written as 1."""
@@ -24,9 +35,11 @@ METHOD = (
     "specific_rank",
     "projections",
     "attention_modules",
+    "attention_layers",
     "attention_rank",
 )
 """Fields that say what an adapter makes of its neurons and of attention."""
+AUTO = "auto"
 NEEDS_MAP = (*CONSTANT, "token")
 """Values of `car` that are made of awareness."""
 
@@ -78,8 +91,13 @@ class LanderConfig(RoutedConfig):
         projections (`str`):
             Which projections of a neuron are tuned: `"all"` (the paper), `"input"` or `"output"`.
         attention_modules (`list[str]`, *optional*):
-            Projections of the attention beside the adapted FFNs that get low-rank factors, shared by all pairs:
-            some of `"q"`, `"k"`, `"v"` and `"o"`, whatever the base calls them. `None`: none (the paper).
+            Projections of the attention that get low-rank factors, shared by all pairs: some of `"q"`, `"k"`, `"v"`
+            and `"o"`, whatever the base calls them. `"auto"`: v and o, which write to the residual stream, where the
+            base's attention is known and no other method's adapter is in it; else none, with a warning. `None`: none
+            (the paper).
+        attention_layers (`str`):
+            Where: `"relevant"`, in the layers whose FFNs are adapted, for the pairs that they are adapted for; or
+            `"all"`, in every layer.
         attention_rank (`int`):
             Rank of these factors.
         save_dtype (`str`, *optional*):
@@ -119,15 +137,22 @@ class LanderConfig(RoutedConfig):
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
     general_rank: int | None = field(default=16, metadata={"must be": "a positive integer, or None for whole rows"})
-    specific_rank: int | None = field(default=None, metadata={"must be": "a positive integer, or None for whole rows"})
-    projections: Projections = "all"
-    attention_modules: list[Role] | None = None
+    specific_rank: int | None = field(default=4, metadata={"must be": "a positive integer, or None for whole rows"})
+    projections: Projections = "output"
+    attention_modules: list[Role] | Literal["auto"] | None = "auto"
+    attention_layers: AttentionLayers = "all"
     attention_rank: int = field(default=16, metadata={"must be": "a positive integer"})
     neuron_counts: dict[str, Any] | None = None
     neuron_map_signature: str | None = None
 
     PEFT_TYPE: ClassVar[str] = "LANDER"
     NEWEST_FORMAT: ClassVar[int] = FORMAT_VERSION
+    ABSENT: ClassVar[Mapping[str, Any]] = {
+        "projections": "all",
+        "specific_rank": None,
+        "attention_modules": None,
+        "attention_layers": "relevant",
+    }
     NOT_SAVED: ClassVar[tuple[str, ...]] = (*RoutedConfig.NOT_SAVED, "neuron_map")
     FORM: ClassVar[tuple[str, ...]] = (*RoutedConfig.FORM, *METHOD)
     SIZES: ClassVar[tuple[str, ...]] = ("language_pairs", "neuron_counts")
@@ -162,7 +187,7 @@ class LanderConfig(RoutedConfig):
     @property
     def method_options(self) -> dict[str, Any]:
         """The options of the method, by name; those that say nothing here are left out."""
-        unused = () if self.attention_modules else ("attention_modules", "attention_rank")
+        unused = () if self.attention_modules else [name for name in METHOD if name.startswith("attention")]
         return {name: getattr(self, name) for name in METHOD if name not in unused}
 
     @property
@@ -217,10 +242,12 @@ class LanderConfig(RoutedConfig):
             if rank is not None and rank < 1:
                 rows = "" if name == "attention_rank" else ", or None for whole rows"
                 raise ConfigError(name, rank, f"must be a positive integer{rows}.")
-        if self.attention_modules is not None:
+        if self.attention_modules == AUTO:
+            self.attention_modules = None if self.tune == "specific" else AUTO
+        elif self.attention_modules is not None:
             if not self.attention_modules:
                 raise ConfigError("attention_modules", self.attention_modules, "names nothing; None means none.")
-            self.attention_modules = [role for role in ROLES if role in self.attention_modules]
+            self.attention_modules = [role for role in get_args(Role) if role in self.attention_modules]
             if self.tune == "specific":
                 raise ConfigError("tune", self.tune, "leaves out what pairs share, as attention_modules are.")
         if self.target_modules == "all-linear":

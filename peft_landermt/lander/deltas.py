@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from ..routed.blocks import Blocks
 from ..routed.call import Team
 from ..routed.projection import Update
 from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
+from .rates import GATES, READING, ROWS, WRITING
 
 ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
 """Tensors that have one row for each pair: what gates are made of."""
@@ -30,7 +32,9 @@ class NeuronBlocks(Blocks):
     `{block}_neurons` (n,), and for every projection a delta of n rows of width d, neuron by neuron: rows of an input
     projection, columns of the output projection. A projection that fuses gate and up projection has 2n, those of the
     gate first. A delta is a parameter `{block}_{projection}` (n, d), or, for a block of rank r, the product of
-    `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d).
+    `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d). As in LoRA, the factor that reads a
+    projection's input starts at random, and the one that writes to its output at zero: A and B of an input projection,
+    B and A of the output projection, whose input the neurons are.
 
     Args:
         layout: Sizes and options.
@@ -87,11 +91,25 @@ class NeuronBlocks(Blocks):
             rows = torch.zeros(count, width, device=device, dtype=dtype)
             self.register_parameter(f"{block}_{projection}", nn.Parameter(rows))
             return
-        factor_a = torch.empty(rank, width, device=device, dtype=dtype)
-        nn.init.kaiming_uniform_(factor_a, a=math.sqrt(5))
-        self.register_parameter(f"{block}_{projection}_A", nn.Parameter(factor_a))
-        factor_b = torch.zeros(count, rank, device=device, dtype=dtype)
-        self.register_parameter(f"{block}_{projection}_B", nn.Parameter(factor_b))
+        for side, shape in (("A", (rank, width)), ("B", (count, rank))):
+            factor = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+            name = f"{block}_{projection}_{side}"
+            self.register_parameter(name, factor)
+            if self.kind(name) == READING:
+                inputs = width if side == "A" else self.layout.neurons
+                bound = 1 / math.sqrt(
+                    inputs
+                )  # as LoRA's A on the whole projection, of which the block has some inputs
+                nn.init.uniform_(factor, -bound, bound)
+
+    def kind(self, parameter: str) -> str:
+        """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
+        if parameter == "gates":
+            return GATES
+        if parameter[-2:] not in ("_A", "_B"):
+            return ROWS
+        is_output = parameter[:-2].endswith(f"_{self.output}")
+        return READING if (parameter[-1] == "A") != is_output else WRITING
 
     # What the blocks hold
 
@@ -212,8 +230,10 @@ class NeuronBlocks(Blocks):
             if team.of_sample is not None:
                 held = [[language in self.languages.get(pair, ()) for language in languages] for pair in team.pairs]
                 sizes = [self.layout.rank(each) or self.layout.specific[each] * parts for each in languages]
-                by_pair = torch.tensor(held, device=team.of_sample.device, dtype=dtype)
-                scale = team.spread(by_pair.repeat_interleave(torch.tensor(sizes, device=by_pair.device), dim=1))
+                columns = [list(itertools.chain.from_iterable(map(itertools.repeat, row, sizes))) for row in held]
+                # layers of one form wait for the device once
+                key = ("scale", team.of_sample, team.pairs, tuple(languages), tuple(sizes), dtype)
+                scale = team.call.once(key, _spread, team, columns, dtype)
             found.append((languages, torch.cat([self.places(each, parts) for each in languages]), scale))
         return found
 
@@ -262,3 +282,9 @@ class NeuronBlocks(Blocks):
         """Tell the sizes of the blocks."""
         parts: dict[str, Any] = {"general": self.layout.general, **self.layout.specific, "of": self.layout.neurons}
         return ", ".join(f"{key}={value}" for key, value in parts.items())
+
+
+def _spread(team: Team, columns: list[list[bool]], dtype: torch.dtype) -> torch.Tensor:
+    """Give each sample of a team its row of numbers, over all its tokens."""
+    assert team.of_sample is not None
+    return team.spread(torch.tensor(columns, device=team.of_sample.device, dtype=dtype))

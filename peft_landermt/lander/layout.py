@@ -14,11 +14,13 @@ CarMode = Literal["off", "paper", "proportional", "token", "learned"]
 InactiveNeurons = Literal["keep", "drop"]
 Tune = Literal["pair", "general", "specific", "layers"]
 Projections = Literal["all", "input", "output"]
+AttentionLayers = Literal["relevant", "all"]
 CHOICES = {
     "car": get_args(CarMode),
     "inactive_neurons": get_args(InactiveNeurons),
     "tune": get_args(Tune),
     "projections": get_args(Projections),
+    "attention_layers": get_args(AttentionLayers),
 }
 """Fields of a config that take one of a few values, and these."""
 

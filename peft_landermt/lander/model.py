@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,22 @@ from ..neuron_map import NeuronMap
 from ..routed.blocks import Blocks
 from ..routed.layer import RoutedLayer
 from ..routed.tuner import RoutedTuner
-from .config import LanderConfig
+from .config import AUTO, LanderConfig
 from .deltas import NeuronBlocks
 from .layer import LanderFFN, rows_of_neuron
 from .metrics import training_metrics
 from .rates import check_rates, parameters_by_kind
 from .shared import LanderAttention, SharedFactors
-from .targets import as_ffn, attention_beside, check_base, check_options, default_targets, is_target
+from .targets import (
+    as_ffn,
+    attention_beside,
+    check_base,
+    check_options,
+    choose_attention,
+    default_targets,
+    ffns_with_attention,
+    is_target,
+)
 
 
 class LanderModel(RoutedTuner):
@@ -44,7 +53,9 @@ class LanderModel(RoutedTuner):
     prefix: str = "lander_"
 
     def _prepare_adapter_config(self, peft_config: LanderConfig, model_config: dict[str, Any]) -> LanderConfig:
-        # The config stays as the caller made it; default targets are kept here.
+        if peft_config.attention_modules == AUTO:
+            peft_config.attention_modules = choose_attention(self.model, peft_config)
+        # else the config stays as the caller made it; default targets are kept here
         if peft_config.target_modules is None and peft_config.neuron_counts is None:
             self.__dict__["default_targets"] = default_targets(self.model, peft_config.layout)
         return peft_config
@@ -73,9 +84,9 @@ class LanderModel(RoutedTuner):
         for ffn in ffns:
             layout = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width)
             plan[ffn.name] = NeuronBlocks(layout, rows_of_neuron(ffn), *meta)
+        for ffn in ffns_with_attention(model, ffns, peft_config):
             for name, attention in attention_beside(model, ffn, peft_config).items():
-                options = (peft_config.attention_modules or (), peft_config.attention_rank, layout.language_pairs)
-                plan[name] = SharedFactors(attention, *options, *meta)
+                plan[name] = SharedFactors(attention, *_attention_options(peft_config, ffn), *meta)
         return plan
 
     def _create_and_replace(
@@ -102,32 +113,37 @@ class LanderModel(RoutedTuner):
             inference_mode=peft_config.inference_mode,
         )
         if layer is not target:
-            self._put(parent, target_name, layer, adapter_name)
+            self._put(current_key, layer, adapter_name)
         self._adapt_attention(peft_config, adapter_name, layer.ffn(current_key))
 
-    def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, ffn: FFN) -> None:
-        """Adapt the attention beside an FFN; not by PEFT's search, which looks into no adapted layer (OPT's)."""
-        pairs = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width).language_pairs
-        for name, attention in attention_beside(self.model, ffn, peft_config).items():
-            layer = target = self.model.get_submodule(name)
-            if not isinstance(layer, LanderAttention):
-                layer = LanderAttention(attention, self.routing)
-            layer.update_layer(
-                adapter_name,
-                peft_config.attention_modules or (),
-                peft_config.attention_rank,
-                pairs,
-                init_weights=peft_config.init_weights,
-                inference_mode=peft_config.inference_mode,
-            )
-            if layer is not target:
-                parent, _, last = name.rpartition(".")
-                self._put(self.model.get_submodule(parent), last, layer, adapter_name)
+    def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, adapted: FFN) -> None:
+        """Adapt the attention beside an FFN, or with the first one all; not by PEFT's search, which looks into no
+        adapted layer (OPT's)."""
+        if peft_config.attention_layers == "all":
+            attention_layers = [module for module in self.model.modules() if isinstance(module, LanderAttention)]
+            if any(layer.holds(adapter_name) for layer in attention_layers):
+                return
+        for ffn in ffns_with_attention(self.model, [adapted], peft_config):
+            if not ffn.has_own_module and not isinstance(self.model.get_submodule(ffn.name), LanderFFN):
+                self._put(ffn.name, LanderFFN(ffn, self.routing), adapter_name)  # so that names are always the same
+            options = _attention_options(peft_config, ffn)
+            for name, attention in attention_beside(self.model, ffn, peft_config).items():
+                layer = target = self.model.get_submodule(name)
+                if not isinstance(layer, LanderAttention):
+                    layer = LanderAttention(attention, self.routing)
+                layer.update_layer(
+                    adapter_name,
+                    *options,
+                    init_weights=peft_config.init_weights,
+                    inference_mode=peft_config.inference_mode,
+                )
+                if layer is not target:
+                    self._put(name, layer, adapter_name)
 
-    def _put(self, parent: nn.Module, name: str, layer: RoutedLayer, adapter_name: str) -> None:
+    def _put(self, name: str, layer: RoutedLayer, adapter_name: str) -> None:
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not automatically trainable
-        self._replace_module(parent, name, layer, layer.base_layer)
+        self.model.set_submodule(name, layer)
 
     def parameter_groups(self, learning_rate: float, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
         """List all trainable parameters in groups for an optimizer, each with its learning rate.
@@ -169,3 +185,11 @@ class LanderModel(RoutedTuner):
             for adapter in self.active_adapters
             for name, value in training_metrics(self._layers(), adapter).items()
         }
+
+
+def _attention_options(config: LanderConfig, ffn: FFN) -> tuple[Sequence[str], int, Sequence[str]]:
+    """What the attention beside an FFN has: roles, rank and language pairs."""
+    pairs: Sequence[str] = config.language_pairs or ()
+    if config.attention_layers == "relevant":
+        pairs = config.block_layout(ffn.name, ffn.neurons, ffn.width).language_pairs
+    return config.attention_modules or (), config.attention_rank, pairs

@@ -2,22 +2,24 @@
 
 A step of Adam with learning rate η moves each number by about η, whatever its gradient. It moves a row by η in every
 place, and the product of two factors by much less, so rows want less. LoRA's `lora_alpha` of 2 r is, under Adam, a
-rate twice as high for B.
+rate twice as high for B, and so it is here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigError
 from ..routed.layer import RoutedLayer
 
-RATES: Mapping[str, float] = {"factors_a": 1.0, "factors_b": 1.0, "rows": 0.03, "gates": 1.0}
-"""Ratios by kind: low-rank factors A and B, whole rows beside factors, gates. Rows without factors in the adapter have
-the learning rate itself."""
+READING, WRITING, ROWS, GATES = "factors_a", "factors_b", "rows", "gates"
+RATES: Mapping[str, float] = {READING: 1.0, WRITING: 2.0, ROWS: 0.03, GATES: 1.0}
+"""Ratios by kind: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's B),
+whole rows beside factors, gates. Rows without factors in the adapter have the learning rate itself."""
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
@@ -42,18 +44,13 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
     """
     of_adapter: dict[str, dict[str, list[nn.Parameter]]] = defaultdict(lambda: defaultdict(list))
     for layer in layers:
-        for adapter, blocks in layer.adapters.items():
+        for adapter in layer.adapters:
+            blocks: Any = layer.blocks(adapter)
             for name, parameter in blocks.named_parameters():
                 if parameter.requires_grad:
-                    of_adapter[adapter][_kind(name)].append(parameter)
+                    of_adapter[adapter][blocks.kind(name)].append(parameter)
     found: dict[str, list[nn.Parameter]] = defaultdict(list)
     for kinds in of_adapter.values():
         for kind, parameters in kinds.items():
-            found["rows_alone" if kind == "rows" and "factors_a" not in kinds else kind].extend(parameters)
+            found["rows_alone" if kind == ROWS and READING not in kinds else kind].extend(parameters)
     return dict(found)
-
-
-def _kind(name: str) -> str:
-    if name == "gates":
-        return "gates"
-    return {"_A": "factors_a", "_B": "factors_b"}.get(name[-2:], "rows")

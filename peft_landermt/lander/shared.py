@@ -18,6 +18,7 @@ from ..routed.layer import RoutedLayer
 from ..routed.projection import Share, Update
 from ..routed.routing import Routing
 from .layout import GENERAL
+from .rates import READING, WRITING
 
 
 class SharedFactors(Blocks):
@@ -57,6 +58,10 @@ class SharedFactors(Blocks):
                 nn.init.uniform_(factor_b, -1 / math.sqrt(inside), 1 / math.sqrt(inside))
             self.register_parameter(f"{GENERAL}_{role}_A", nn.Parameter(factor_a))
             self.register_parameter(f"{GENERAL}_{role}_B", nn.Parameter(factor_b))
+
+    def kind(self, parameter: str) -> str:
+        """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
+        return READING if parameter.endswith("_A") else WRITING
 
     def factors(self, role: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of a role."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..attention import Attention, layer_of, no_attention, recognise_attention
+from ..attention import Attention, Role, layer_of, no_attention, recognise_attention
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
-from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, recognise
+from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, list_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
 from ..routed import targets as routed
@@ -108,12 +110,25 @@ def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
     return ffn
 
 
+def choose_attention(model: nn.Module, config: LanderConfig) -> list[Role] | None:
+    """Tell what `attention_modules="auto"` stands for in a model: v and o, or with a warning None."""
+    found = copy.copy(config)
+    found.attention_modules = ["v", "o"]
+    try:
+        for ffn in list_ffns(without_adapters(model), config.layout):
+            attention_beside(model, ffn, found)
+    except ArchitectureError as error:
+        warnings.warn(f"only FFNs are adapted: {error}", stacklevel=2)
+        return None
+    return found.attention_modules
+
+
 def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[str, Attention]:
     """The attention modules in the layer of an FFN, of which a config tunes projections.
 
     Args:
         model: The model, with or without adapters.
-        ffn: An adapted FFN.
+        ffn: An FFN.
         config: Of the adapter.
 
     Returns:
@@ -140,13 +155,20 @@ def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[s
                 # the FFN's projections sit on the layer, which will be wrapped
                 name = f"{ffn.name}.base_layer.{name.removeprefix(f'{ffn.name}.')}"
         for role in config.attention_modules or ():
-            if config.attention_rank > min(attention.size(role)):
+            if config.attention_rank > max(attention.size(role)):
                 problem = f"is larger than the sizes {attention.size(role)} of {name}, {role}"
                 raise ConfigError("attention_rank", config.attention_rank, f"{problem}; take a smaller one.")
         found[name] = attention
     if config.attention_modules and not found:
         raise no_attention(layer, config.attention_modules)
     return found
+
+
+def ffns_with_attention(model: nn.Module, adapted: Sequence[FFN], config: LanderConfig) -> Sequence[FFN]:
+    """List the FFNs beside which attention is tuned: none, those that are adapted, or all."""
+    if config.attention_modules is None:
+        return ()
+    return adapted if config.attention_layers == "relevant" else list_ffns(without_adapters(model), config.layout)
 
 
 def check_options(config: LanderConfig, ffn: FFN) -> None:

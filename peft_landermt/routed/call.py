@@ -90,14 +90,18 @@ class Call:
 
     def teams(self, layer: Holder, device: torch.device) -> tuple[Team, ...]:
         """Return the teams that play at a layer; none where the base model serves all samples."""
-        teams = self._made.get((layer, device))
-        if teams is None:
-            teams = self._made[layer, device] = tuple(self._find_teams(layer, device))
-        return teams
+        return self.once((layer, device), lambda: tuple(self._find_teams(layer, device)))
 
     def with_teams(self, layer: Holder, device: torch.device, teams: Sequence[Team]) -> Call:
         """Return this call, with other teams at one layer."""
         return replace(self, _made={**self._made, (layer, device): tuple(teams)})
+
+    def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
+        """Return what `make` returns of `values`, made once; for what layers share and no gradient flows through."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make(*values)
+        return made
 
     def _find_teams(self, layer: Holder, device: torch.device) -> Iterator[Team]:
         if self.samples is None:

@@ -6,7 +6,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -53,6 +53,8 @@ class RoutedConfig(PeftConfig):
     source: AdapterFolder | LoadedState | None = field(default=None, init=False, repr=False, compare=False)
 
     PEFT_TYPE: ClassVar[str]
+    ABSENT: ClassVar[Mapping[str, Any]] = {}
+    """What fields stand for that a file lacks, because they came later: what adapters did before."""
     NEWEST_FORMAT: ClassVar[int]
     NOT_SAVED: ClassVar[tuple[str, ...]] = ("source",)
     """Fields that are not part of a saved adapter."""
@@ -167,7 +169,8 @@ class RoutedConfig(PeftConfig):
         for name in cls.NOT_SAVED:
             if kwargs.get(name) is not None:
                 raise ConfigError(name, kwargs[name], "is never part of a saved adapter; take it out of the file.")
-        return super().check_kwargs(**kwargs)
+        absent = cls.ABSENT if "format_version" in kwargs else {}  # a dictionary of the user's has none
+        return super().check_kwargs(**{**absent, **kwargs})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and a model card where the adapter's weights are, which PEFT saves before.

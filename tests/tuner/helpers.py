@@ -51,13 +51,24 @@ def logits(model: nn.Module, input_ids: torch.Tensor, **kwargs: Any) -> torch.Te
         return model(input_ids=input_ids, **kwargs).logits
 
 
+PLACES: dict[str, Any] = {
+    "projections": "all",
+    "specific_rank": None,
+    "attention_modules": None,
+    "attention_layers": "relevant",
+}
+"""Where and in what form adapters of tests tune, as the paper has it; `"default"` behaviours have the defaults."""
+
+
 def make_config(
     neuron_map: NeuronMap | None = None,
     language_pairs: Sequence[str] | None = None,
     task_type: str = "CAUSAL_LM",
     **options: Any,
 ) -> LanderConfig:
+    """The paper's places and forms, with factors for the general neurons, where options name no others."""
     pairs = list(language_pairs) if language_pairs is not None else None
+    options = {**PLACES, **options}
     return LanderConfig(task_type=task_type, neuron_map=neuron_map, language_pairs=pairs, **options)
 
 

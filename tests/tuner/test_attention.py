@@ -155,6 +155,102 @@ def test_the_same_as_lora_of_the_same_factors(base: PreTrainedModel, neuron_map:
     torch.testing.assert_close(logits(model, ids()), logits(lora, ids()), atol=1e-5, rtol=1e-5)
 
 
+PLACES = {
+    "llama": {"v": "v_proj", "o": "o_proj", "output": "down_proj"},
+    "opt": {"v": "v_proj", "o": "out_proj", "output": "fc2"},
+}
+
+
+@pytest.mark.parametrize("architecture", PLACES)
+def test_trained_as_lora_of_alpha_twice_its_rank(architecture: str) -> None:
+    """Factors of all neurons on the output projection, of v and of o, at the rates of `parameter_groups`, go step by
+    step where LoRA's go from the same start: A is what reads a projection's input, B what writes to its output."""
+    base, places = build_model(architecture), PLACES[architecture]
+    lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, target_modules=list(places.values())))
+    model = get_peft_model(base, LanderConfig(general_rank=4, attention_rank=4))
+    theirs = {name: weight for name, weight in lora.named_parameters() if weight.requires_grad}
+    ours = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(theirs) == len(ours) == 3 * 2 * base.config.num_hidden_layers
+    for name, weight in ours.items():
+        side = name[-1]
+        role = "output" if places["output"] in name else name.split("_")[-2]
+        if role == "output":
+            side = {"A": "B", "B": "A"}[side]
+        layer = f"layers.{next(part for part in name.split('.') if part.isdigit())}."
+        (same,) = [one for key, one in theirs.items() if layer in key and f"{places[role]}.lora_{side}" in key]
+        weight.data = (same.data.t() if role == "output" else same.data).clone()
+        assert bool(weight.any()) == (side == "A")
+    steps = [
+        (lora, torch.optim.AdamW(theirs.values(), lr=0.01, weight_decay=0.0)),
+        (model, torch.optim.AdamW(model.base_model.parameter_groups(0.01), weight_decay=0.0)),
+    ]
+    losses: list[list[float]] = [[], []]
+    for _ in range(10):
+        for found, (adapted_model, optimizer) in zip(losses, steps, strict=True):
+            loss = adapted_model(input_ids=ids(), labels=ids()).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+    assert losses[0][-1] < losses[0][0] - 0.1
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+ONE_FFN = {
+    "OPT": {"layers_to_transform": [1]},
+    "Gemma 3": {"layers_to_transform": [1]},
+    "NLLB, M2M100": {"target_modules": r".*encoder\.layers\.1"},
+}
+
+
+@pytest.mark.parametrize("name", ONE_FFN)
+def test_attention_of_all_layers_beside_some_ffns(name: str, tmp_path: Path) -> None:
+    """Names do not depend on which FFNs are adapted, also where these are a part of the layer that holds attention."""
+    options: dict[str, Any] = {"attention_modules": ["v", "o"], "attention_rank": 4}
+    model = adapted(name, **options, **ONE_FFN[name], attention_layers="all")
+    everywhere = adapted(name, **options)
+    assert attention_layers(model).keys() == attention_layers(everywhere).keys()
+    expected, plain = logits(model, ids()), copy.deepcopy(tiny(name))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).eval()
+    assert logits(loaded, ids()).equal(expected)
+    loaded.add_adapter("everywhere", LanderConfig(**options, task_type=loaded.peft_config["default"].task_type))
+    loaded.save_pretrained(tmp_path / "again", selected_adapters=["default"])
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (tmp_path / weights).read_bytes()
+    unloaded = loaded.unload()
+    assert [key for key, _ in unloaded.named_modules()] == [key for key, _ in plain.named_modules()]
+
+
+def test_attention_of_all_layers_serves_every_pair(
+    base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"attention_modules": ["v", "o"], "attention_rank": 4, "attention_layers": "all"}
+    model = adapt(base, neuron_map, **options)
+    assert len(attention_layers(model)) == base.config.num_hidden_layers
+    mixed = logits(model, ids(), language_pairs=PAIRS)
+    split_adapter(model, tmp_path)
+    plain = model.unload()
+    joined = join_adapters(copy.deepcopy(plain), [tmp_path / pair for pair in PAIRS]).eval()
+    torch.testing.assert_close(logits(joined, ids(), language_pairs=PAIRS), mixed, atol=1e-5, rtol=1e-5)
+    for index, pair in enumerate(PAIRS):
+        alone = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / pair)).eval()
+        torch.testing.assert_close(logits(alone, ids())[index], mixed[index], atol=1e-5, rtol=1e-5)
+
+
+def test_default_attention_is_told_by_the_base(base: PreTrainedModel) -> None:
+    """v and o where attention is known and free; FFNs alone, with a warning, where not."""
+    known = get_peft_model(copy.deepcopy(base), LanderConfig(task_type="CAUSAL_LM"))
+    assert known.peft_config["default"].attention_modules == ["v", "o"]
+    strange = copy.deepcopy(base)
+    for layer in strange.model.layers:
+        layer.self_attn.readout = layer.self_attn.o_proj
+        del layer.self_attn.o_proj
+    with pytest.warns(UserWarning, match="only FFNs are adapted: .*no attention was recognised in model.layers.0"):
+        model = get_peft_model(strange, LanderConfig(task_type="CAUSAL_LM"))
+    assert model.peft_config["default"].attention_modules is None and not attention_layers(model)
+
+
 def test_rows_of_fused_projections() -> None:
     """As transformers does: BLOOM by (heads, 3, size), Falcon (groups, queries + 2, size), GPT-2 in thirds."""
     rows = {}
@@ -187,6 +283,7 @@ def test_the_docs_name_every_layout() -> None:
         ({"attention_modules": ["v_proj"]}, "attention_modules=.*must be"),
         ({"attention_modules": ["v"], "attention_rank": 0}, "attention_rank=0"),
         ({"attention_modules": ["v"], "tune": "specific"}, "tune='specific'"),
+        ({"attention_layers": "some"}, "attention_layers='some'"),
         ({"specific_rank": 0}, "specific_rank=0"),
         ({"projections": "both"}, "projections='both'"),
     ],

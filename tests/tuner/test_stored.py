@@ -11,8 +11,8 @@ from peft import PeftModel
 
 from .make_stored import CONFIG, EXPECTED, FOLDER, STORED, WEIGHTS, build_base, make, routes, some_logits
 
-VERSIONS = {"peft_version"}
-"""Fields of a config that name the library which wrote it."""
+VERSIONS = {"peft_version", "digest"}
+"""Fields of a config that name the library which wrote it, and what changes with these and with new fields."""
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 

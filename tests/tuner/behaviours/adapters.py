@@ -22,6 +22,8 @@ def makes_an_adapter(case: Case) -> None:
     expected, config = logits(base, ids()), case.config()
     before = copy.deepcopy(config)
     model = get_peft_model(base, config).eval()
+    if before.attention_modules == "auto":
+        before.attention_modules = ["v", "o"]
     assert config == before and model.peft_config["default"] is config
     assert case.out(model).equal(expected) is not config.changes_fresh_output
     randomize_adapter(model)
@@ -156,8 +158,10 @@ def counts_parameters(case: Case) -> None:
         general = owner.count(-1)
         rows += general * 32 if rank is None else rank * (general + 32)
         gates = len(here) * 2 * 33 if case.options.get("car") == "learned" else 0
-        attention = 4 * ((32 + 16) + (32 + 32)) if "attention_modules" in case.options else 0  # v has 2 heads of 8
-        expected += projections * rows + gates + attention
+        attention = 4 * ((32 + 16) + (32 + 32)) if case.kind == "attention" else 0  # v has 2 heads of 8
+        expected += (1 if case.options.get("projections") == "output" else projections) * rows + gates + attention
+    if case.kind == "default":
+        expected += len(case.neuron_map.neurons) * 16 * ((32 + 16) + (32 + 32))
     total = sum(weight.numel() for weight in case.model.parameters())
     assert model.get_nb_trainable_parameters() == (expected, total + expected)
     assert sum(weight.numel() for weight in trainable(model).values()) == expected

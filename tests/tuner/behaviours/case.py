@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from peft_landermt import LanderConfig, NeuronMap
 
 from ...conftest import PAIRS
-from ..helpers import adapt, ids, logits, make_config
+from ..helpers import PLACES, adapt, ids, logits, make_config
 
 ADAPTERS: dict[str, tuple[list[str] | None, dict[str, Any]]] = {
     "no map": (None, {}),
@@ -27,6 +27,7 @@ ADAPTERS: dict[str, tuple[list[str] | None, dict[str, Any]]] = {
     "proportional": (PAIRS, {"car": "proportional"}),
     "token": (PAIRS, {"car": "token"}),
     "learned": (PAIRS, {"car": "learned"}),
+    "default": (PAIRS, {name: getattr(LanderConfig, name) for name in PLACES}),
     "attention": (PAIRS, {"attention_modules": ["v", "o"], "attention_rank": 4, "specific_rank": 2}),
 }
 MODULES = {
