@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,9 +73,8 @@ class LanderModel(RoutedTuner):
         for ffn in ffns:
             layout = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width)
             plan[ffn.name] = NeuronBlocks(layout, rows_of_neuron(ffn), *meta)
-            for name, attention in attention_beside(model, ffn, peft_config).items():
-                options = (peft_config.attention_modules or (), peft_config.attention_rank, layout.language_pairs)
-                plan[name] = SharedFactors(attention, *options, *meta)
+            for name, attention in attention_beside(model, ffn, layout).items():
+                plan[name] = SharedFactors(attention, layout, *meta)
         return plan
 
     def _create_and_replace(
@@ -107,22 +106,59 @@ class LanderModel(RoutedTuner):
 
     def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, ffn: FFN) -> None:
         """Adapt the attention beside an FFN; not by PEFT's search, which looks into no adapted layer (OPT's)."""
-        pairs = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width).language_pairs
-        for name, attention in attention_beside(self.model, ffn, peft_config).items():
+        layout = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width)
+        for name, attention in attention_beside(self.model, ffn, layout).items():
             layer = target = self.model.get_submodule(name)
             if not isinstance(layer, LanderAttention):
                 layer = LanderAttention(attention, self.routing)
             layer.update_layer(
                 adapter_name,
-                peft_config.attention_modules or (),
-                peft_config.attention_rank,
-                pairs,
+                layout,
                 init_weights=peft_config.init_weights,
                 inference_mode=peft_config.inference_mode,
             )
             if layer is not target:
                 parent, _, last = name.rpartition(".")
                 self._put(self.model.get_submodule(parent), last, layer, adapter_name)
+
+    def reform_adapter(self, adapter_name: str, config: LanderConfig) -> None:
+        """Give an adapter the blocks that another config asks for; what both configs have stays, bit for bit.
+
+        Args:
+            adapter_name: The adapter, which is in the model.
+            config: Its config from now on. Blocks that are new take their neurons from its `neuron_map`.
+
+        Raises:
+            LanderError: The config does not fit the model; nothing is changed.
+            ConcurrencyError: Another thread's call is in progress.
+        """
+        with self.routing.writing("changing an adapter's blocks"):
+            plan = self._plan(config, self.model)
+            trains = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+            dtype = next(each.dtype for layer in self._layers_of(adapter_name) for each in layer.adapters.parameters())
+            self.peft_config[adapter_name] = config
+            for name in [name for name, blocks in plan.items() if isinstance(blocks, NeuronBlocks)]:
+                parent, _, last = name.rpartition(".")
+                target = self.model.get_submodule(name)
+                self._create_and_replace(config, adapter_name, target, last, self.model.get_submodule(parent), name)
+            self.__dict__.pop("_found", None)
+            for name, layer in self.model.named_modules():
+                if isinstance(layer, RoutedLayer) and layer.holds(adapter_name) and name not in plan:
+                    del layer.adapters[adapter_name]
+            for parameter, requires_grad in trains.items():
+                parameter.requires_grad_(requires_grad)
+            for layer in self._layers_of(adapter_name):
+                layer._active_adapter, layer._disable_adapters = self.active_adapters, self._is_disabled()
+                for parameter in layer.blocks(adapter_name).parameters():
+                    parameter.data = parameter.data.to(dtype)
+                layer.blocks(adapter_name).train(layer.training)
+            self.set_requires_grad(adapter_name, adapter_name in self.active_adapters and not config.inference_mode)
+            self.routing.pairs[adapter_name] = tuple(config.language_pairs or ())
+            if self.routing.chosen.get(adapter_name) not in self.routing.pairs[adapter_name]:
+                self.routing.chosen.pop(adapter_name, None)
+
+    def _layers_of(self, adapter_name: str) -> Iterator[RoutedLayer]:
+        return (layer for layer in self._layers() if layer.holds(adapter_name))
 
     def _put(self, parent: nn.Module, name: str, layer: RoutedLayer, adapter_name: str) -> None:
         if adapter_name not in self.active_adapters:

@@ -54,6 +54,6 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
 
 
 def _kind(name: str) -> str:
-    if name == "gates":
+    if name.startswith("gates"):
         return "gates"
     return {"_A": "factors_a", "_B": "factors_b"}.get(name[-2:], "rows")
