@@ -198,6 +198,13 @@ class LanderConfig(RoutedConfig):
         return {*added, *(self.composed_pairs or ())}
 
     @property
+    def origins(self) -> dict[str, list[str]]:
+        """The pairs that were added later, and those that nobody trained."""
+        added = [pair for addition in self.additions or () for pair in addition["language_pairs"]]
+        found = {"Added later": added, "Composed, not trained": self.composed_pairs or []}
+        return {origin: pairs for origin, pairs in found.items() if pairs}
+
+    @property
     def needed_format(self) -> int:
         """The oldest version of the format that can say what the adapter is."""
         if self.additions is not None or self.composed_pairs is not None:
