@@ -153,14 +153,16 @@ def _join(config: LanderConfig, state: State, other: LanderConfig, other_state: 
 def _what_differs(keys: list[str], other: LanderConfig) -> str:
     """Say which blocks of an adapter are not those of the others, and what can be done."""
     blocks = {GENERAL, *(block for counts in (other.neuron_counts or {}).values() for block in counts["specific"])}
-    found = dict.fromkeys(
-        max((block for block in blocks if name.startswith(f"{block}_")), key=len, default=name)
-        for name in (key.partition(MARK)[2] or key.removeprefix(PREFIX) for key in keys)
+    found = sorted(
+        {
+            max((block for block in blocks if name.startswith(f"{block}_")), key=len, default=name)
+            for name in (key.partition(MARK)[2] or key.removeprefix(PREFIX) for key in keys)
+        }
     )
     return (
-        f"cannot be joined: {', '.join(found)} differs from the others', so it was trained apart from them (first "
-        f"{keys[0].removeprefix(PREFIX)}). Load both into one model under two names, and name one for each sample "
-        "with adapter_names; or add its pairs to the other with add_language_pairs."
+        f"cannot be joined: its block {', '.join(found)} differs from the others', so it was trained apart from them "
+        f"(first {keys[0].removeprefix(PREFIX)}). Load both into one model under two names, and name one for each "
+        "sample with adapter_names; or add its pairs to the other with add_language_pairs."
     )
 
 

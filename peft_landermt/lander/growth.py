@@ -80,7 +80,7 @@ def add_language_pairs(
             raise LanguagePairError("language_pairs", str(pair), remedy)
     found.for_pairs([str(pair) for pair in pairs])
     languages = [language for language in languages_of(pairs) if language not in held]
-    check_neuron_map(model, adapter_name, config, found, languages)
+    check_neuron_map(model, adapter_name, config, found)
     addition = Addition(
         languages=languages,
         language_pairs=[str(pair) for pair in pairs],
@@ -136,7 +136,7 @@ def compose_language_pair(
         raise ConfigError("neuron_map", None, f"is needed for an adapter with {values}; give the adapter's.")
     found = NeuronMap.load(neuron_map) if isinstance(neuron_map, (str, os.PathLike)) else neuron_map
     if found is not None:
-        check_neuron_map(model, adapter_name, config, found, ())
+        check_neuron_map(model, adapter_name, config, found)
     grown = copy.copy(config)
     grown.language_pairs = [*(config.language_pairs or ()), str(pair)]
     grown.composed_pairs = [*(config.composed_pairs or ()), str(pair)]
