@@ -130,13 +130,22 @@ class Workbench:
         names = ("input_ids", "attention_mask", "labels")
         return [{name: batch[name].to(self.device) for name in names} for batch in batches]
 
-    def train(self, run: Run, model: Any, rows: int, learning_rate: float) -> list[dict[str, Any]]:
+    def train(
+        self, run: Run, model: Any, rows: int, learning_rate: float, more: Sequence[dict[str, str]] = ()
+    ) -> list[dict[str, Any]]:
         """Train in place on the first `rows` sentence pairs of every direction, and keep the best epoch's weights.
+
+        Args:
+            run: What is done.
+            model: The model.
+            rows: Sentence pairs of each direction.
+            learning_rate: The peak.
+            more: Further training rows, of other directions.
 
         Returns:
             For each epoch the development loss, also by direction, and the seconds that its training took.
         """
-        examples = read_training_rows(self.data, list(run.pairs), rows)
+        examples = [*read_training_rows(self.data, list(run.pairs), rows), *more]
         steps = math.ceil(math.ceil(len(examples) / run.batch_size) / run.accumulation)
         warmup = math.ceil(0.06 * steps)
         epochs = EpochLosses(run.seed, lambda: self.development_losses(run, model, run.pairs))

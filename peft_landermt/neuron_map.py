@@ -141,7 +141,11 @@ class NeuronMap:
 
         Phi of a pair is the mean of Phi of its two languages.
         """
-        pair = parse_pair(self._pair(language_pair))
+        return self.awareness_between(layer, *parse_pair(self._pair(language_pair)))
+
+    def awareness_between(self, layer: int, source: str, target: str) -> tuple[float, float]:
+        """Return what `awareness_sums` does, for any two languages of the map."""
+        pair = (source, target)
         entry = self._layer(layer)
         rows = [self._language(language) for language in pair]
         phi = entry.awareness[rows].double().mean(dim=0)

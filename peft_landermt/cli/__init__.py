@@ -13,10 +13,27 @@ from safetensors import SafetensorError
 from ..errors import ConfigError
 from ..escaping import printable
 from ..version import __version__
-from . import detect, evaluate, inspect, join, merge, quickstart, report, split, train, translate
+from . import (
+    compose,
+    detect,
+    evaluate,
+    extend,
+    inspect,
+    join,
+    merge,
+    quickstart,
+    remove,
+    report,
+    split,
+    train,
+    translate,
+)
 from .config_file import expand
 
-_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join, merge)
+_COMMANDS = (
+    *(quickstart, detect, train, evaluate, translate, inspect, report),
+    *(extend, compose, remove, split, join, merge),
+)
 
 
 class _Parser(argparse.ArgumentParser):

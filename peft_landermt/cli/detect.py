@@ -55,6 +55,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="JSON",
         help='projections of FFNs that are not recognised, such as \'{"inputs": ["w1", "w3"], "output": "w2"}\'',
     )
+    parser.add_argument(
+        "--extends", metavar="MAP", help="neuron map that gets further languages and pairs; what it says stays"
+    )
     parser.set_defaults(run=run)
 
 
@@ -78,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         progress=is_main(options),
         ffn_layout=options.ffn_layout,
         distributed=processes(options) is not None,
+        extends=options.extends,
     )
     if is_main(options):
         neuron_map.save(options.output)

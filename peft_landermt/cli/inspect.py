@@ -54,6 +54,8 @@ def print_adapter(folder: Path) -> None:
     if not isinstance(config, LanderConfig):
         raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one.")
     print(f"language pairs: {', '.join(config.language_pairs or ['none named'])}")
+    for origin, of_origin in config.origins.items():
+        print(f"{origin.lower()}: {', '.join(of_origin)}")
     base = f"{config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})"
     print(f"base model: {printable(base)}")
     print(f"neuron map: {printable(config.neuron_map_signature or 'none: all neurons are general')}")

@@ -18,7 +18,7 @@ from ..outputs import write_text
 ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 """Files of an adapter folder; its card is not among them, because the text of its owner is kept."""
 
-_INPUTS = ("model", "adapter", "adapters", "neuron_map", "data", "sentences", "input", "config", "path")
+_INPUTS = ("model", "adapter", "adapters", "neuron_map", "extends", "data", "sentences", "input", "config", "path")
 """Options of all commands that name what is read."""
 
 

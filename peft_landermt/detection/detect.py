@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,20 +16,21 @@ from torch import nn
 
 from ..errors import DetectionError
 from ..escaping import last_part, printable
-from ..ffn import FFN, FFNLayout
+from ..ffn import FFN
 from ..fingerprint import fingerprint
 from ..language_pair import parse_pairs
-from ..neuron_map import LayerNeurons, NeuronMap
+from ..neuron_map import NeuronMap
 from ..padding import IGNORED
 from ..processes import Result, check_started, same_everywhere, shared
 from ..progress import progress_bar
 from ..seq2seq import is_encoder_decoder
 from ..version import __version__
-from .awareness import normalize, sum_over_tokens
+from .awareness import sum_over_tokens
 from .batches import Batch, Batcher
 from .checks import check_all_seen, check_finite, check_model, check_options, check_sentences
+from .extension import check_extension, layout_of, partition_layer, read_map
 from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
-from .partition import check_general_ratio, partition
+from .partition import check_general_ratio
 from .passes import accepts_logits_to_keep, frozen, tap_activations
 
 
@@ -47,6 +49,7 @@ def detect_neurons(
     progress: bool = True,
     ffn_layout: Mapping[str, Any] | None = None,
     distributed: bool = False,
+    extends: NeuronMap | str | os.PathLike[str] | None = None,
 ) -> NeuronMap:
     """Find the layers and neurons of every language pair (eq. 1 to 5).
 
@@ -72,6 +75,10 @@ def detect_neurons(
             `{"inputs": ["w1", "w3"], "output": "w2"}`; the map hands it to `LanderConfig`.
         distributed: Whether the processes of torch.distributed share the passes; then each must call this, with the
             same arguments. The map is that of one process, bit for bit.
+        extends: A map, or the path of one, of the same model, to which languages and pairs are added. What it says of
+            its own languages and pairs stays as it is: statistics, layers, and the owner of every specific neuron. New
+            languages get the neurons that eq. 5 gives them over all languages, where these were general. `sentences`
+            needs the languages of the new pairs only.
 
     Returns:
         The neuron map, on the CPU.
@@ -79,7 +86,9 @@ def detect_neurons(
     Raises:
         LanguagePairError: A code is malformed, or a pair's language has no sentences.
         CorpusError: Numbers of sentences differ, or a sentence is empty.
-        DetectionError: An option is out of range, or a statistic is NaN or infinite.
+        DetectionError: An option is out of range, or a statistic is NaN or infinite; or the map that is extended
+            holds all pairs, or was normalized otherwise.
+        NeuronMapError: The map that is extended is of another model.
         ArchitectureError: The model has no FFN that is recognised or named, or has adapters, or no language-model
             head; layers share an FFN, or its weights are split over processes or not loaded.
     """
@@ -87,14 +96,21 @@ def detect_neurons(
     check_sentences(sentences, pairs)
     check_options(activation_statistic, batch_size, max_length)
     check_general_ratio(general_ratio)
-    layout = None if ffn_layout is None else FFNLayout.from_dict(ffn_layout)
+    earlier = read_map(extends)
+    layout = layout_of(earlier, ffn_layout)
     ffns = check_model(model, layout)
     stacks = _stacks(model, ffns)
     check_num_layers(num_layers, min(Counter(stacks).values()))
+    if earlier is not None:
+        check_extension(earlier, model, ffns, layout, pairs, normalize_awareness)
+        pairs = [pair for pair in pairs if str(pair) not in earlier.pair_layers]
 
     texts = {language: list(sentences[language]) for language in sentences}
+    held = earlier.languages if earlier is not None else ()
+    new = [language for language in texts if language not in held]
     batcher = Batcher(model, tokenizer, batch_size, max_length)
-    batches = batcher.of_sentences(texts)
+    # an encoder-decoder reads translations between all of them
+    batches = batcher.of_sentences(texts if is_encoder_decoder(model) else {each: texts[each] for each in new})
     pair_batches = {pair: batcher.of_pair(texts, pair) for pair in pairs}
     options = {
         "num_layers": num_layers,
@@ -104,6 +120,7 @@ def detect_neurons(
         "max_length": max_length,
         "num_sentences": len(next(iter(texts.values()))),
         "ffn_layout": None if layout is None else layout.to_dict(),
+        **({} if earlier is None else {"extends": earlier.signature}),
     }
     if distributed:
         check_started(DetectionError)
@@ -126,18 +143,26 @@ def detect_neurons(
     changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
     check_finite(activations, sums, ffns)
     neurons = tuple(
-        _partition_layer(ffn.name, [sums[language][index] for language in texts], general_ratio, normalize_awareness)
+        partition_layer(
+            ffn.name,
+            [sums[language][index] for language in new],
+            general_ratio,
+            normalize_awareness,
+            None if earlier is None else earlier.neurons[index],
+        )
         for index, ffn in enumerate(ffns)
     )
     base = fingerprint(model, layout)
+    layers = {str(pair): layers_in_stacks(changes[pair], stacks, num_layers) for pair in pairs}
+    layer_changes = {str(pair): changes[pair] for pair in pairs}
     return NeuronMap(
-        languages=tuple(texts),
-        pair_layers={str(pair): layers_in_stacks(changes[pair], stacks, num_layers) for pair in pairs},
-        layer_changes={str(pair): changes[pair] for pair in pairs},
+        languages=(*held, *new),
+        pair_layers=layers if earlier is None else {**earlier.pair_layers, **layers},
+        layer_changes=layer_changes if earlier is None else {**earlier.layer_changes, **layer_changes},
         neurons=neurons,
         width=ffns[0].width,
         fingerprint=base,
-        signature=_signature(model, base, texts, options),
+        signature=_signature(model, base, (*held, *new), texts, options),
         options=options,
     )
 
@@ -225,27 +250,19 @@ def _language_means(stacks: list[str], batches: list[Batch], sums: Iterable[list
     return {language: [means(language, layer) for layer in range(len(stacks))] for language in languages}
 
 
-def _partition_layer(
-    name: str,
-    statistics: list[torch.Tensor],
-    general_ratio: float,
-    normalize_awareness: bool,
-) -> LayerNeurons:
-    awareness, gradient, activation = torch.stack(statistics, dim=1)
-    if normalize_awareness:
-        awareness = normalize(awareness)
-    return LayerNeurons(name, partition(awareness, general_ratio), awareness, gradient, activation)
-
-
 def _signature(
-    model: nn.Module, base: str | None, texts: Mapping[str, Sequence[str]], options: Mapping[str, Any]
+    model: nn.Module,
+    base: str | None,
+    languages: Sequence[str],
+    texts: Mapping[str, Sequence[str]],
+    options: Mapping[str, Any],
 ) -> str:
     name = printable(last_part(str(getattr(getattr(model, "config", None), "name_or_path", "")))) or "unnamed"
     data = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode()).hexdigest()[:12]
     parts = {
         "base": f"{name}#{base}" if base is not None else name,
         "data": f"{data}x{options['num_sentences']}",
-        "languages": "+".join(texts),
+        "languages": "+".join(languages),
         "layers": options["num_layers"],
         "general": options["general_ratio"],
         "activation": options["activation_statistic"],
@@ -253,4 +270,6 @@ def _signature(
         "max_length": options["max_length"],
         "version": __version__,
     }
+    if "extends" in options:
+        parts["extends"] = hashlib.sha256(options["extends"].encode()).hexdigest()[:12]
     return "|".join(f"{key}:{value}" for key, value in parts.items())

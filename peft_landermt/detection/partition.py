@@ -42,3 +42,24 @@ def partition(awareness: torch.Tensor, general_ratio: float) -> torch.Tensor:
     owner = awareness.argmax(dim=0)
     owner[order[:num_general]] = GENERAL
     return owner
+
+
+def extend_partition(
+    owner: torch.Tensor, awareness: torch.Tensor, general_ratio: float, num_earlier: int
+) -> torch.Tensor:
+    """Give neurons of a layer to languages that were not there when it was split (eq. 5); no owner loses a neuron.
+
+    All languages are split as `partition` does. A neuron that was general goes to a new language where that gives it
+    to one; it stays general where that gives it to an earlier one, whose neurons stay those that it had.
+
+    Args:
+        owner: int64 (p,): what it was split into.
+        awareness: (L, p), finite; of all languages, the earlier ones first.
+        general_ratio: epsilon, in (0, 1).
+        num_earlier: How many languages were there.
+
+    Returns:
+        int64 (p,): `GENERAL` or the index of the owning language.
+    """
+    anew = partition(awareness, general_ratio)
+    return torch.where((owner == GENERAL) & (anew >= num_earlier), anew, owner)

@@ -2,7 +2,17 @@
 
 from .adapters import join_adapters, split_adapter
 from .config import LanderConfig
+from .growth import add_language_pairs, compose_language_pair, remove_language_pairs
 from .layer import LanderFFN
 from .model import LanderModel
 
-__all__ = ["LanderConfig", "LanderFFN", "LanderModel", "join_adapters", "split_adapter"]
+__all__ = [
+    "LanderConfig",
+    "LanderFFN",
+    "LanderModel",
+    "add_language_pairs",
+    "compose_language_pair",
+    "join_adapters",
+    "remove_language_pairs",
+    "split_adapter",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,14 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from ..attention import layer_of
 from ..errors import AdapterError, LanguagePairError
 from ..outputs import files_in_place
 from ..routed.folder import PREFIX, LoadedState, save_weights
 from ..routed.state import State
 from .config import LanderConfig
 from .deltas import ROW_PER_PAIR
-from .layout import GENERAL
-
-_MARK = ".lander_blocks."
+from .layout import GENERAL, Counts
+from .selecting import MARK, for_pairs, tensors_for_pairs
 
 
 def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name: str = "default") -> dict[str, Path]:
@@ -49,7 +47,9 @@ def split_adapter(model: PeftModel, output: str | os.PathLike[str], adapter_name
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     folders = {}
     for pair in config.language_pairs:
-        pair_config, pair_state = restrict(config, state, pair)
+        pair_config = for_pairs(config, [pair])
+        pair_config.inference_mode = True
+        pair_state = tensors_for_pairs(config, pair_config, state)
         if pair_config.base_model_name_or_path is None:
             pair_config.base_model_name_or_path = getattr(model.get_base_model(), "name_or_path", None) or None
         folder = Path(output) / pair
@@ -95,52 +95,6 @@ def join_adapters(
     return model
 
 
-def restrict(config: LanderConfig, state: Mapping[str, torch.Tensor], pair: str) -> tuple[LanderConfig, State]:
-    """Return config and state of one pair of an adapter."""
-    chosen = copy.copy(config)
-    chosen.language_pairs = [pair]
-    chosen.neuron_map, chosen.inference_mode, chosen.source = None, True, None
-    if config.neuron_counts is None:
-        index = (config.language_pairs or [pair]).index(pair)
-        return chosen, {key: _rows(key, value, [index]) for key, value in state.items()}
-    chosen.neuron_counts = {}
-    kept: State = {key: value for key, value in state.items() if _MARK not in key}
-    for module, counts in config.neuron_counts.items():
-        if pair not in counts["language_pairs"]:
-            continue
-        specific = {key: count for key, count in counts["specific"].items() if key in pair.split("-")}
-        chosen.neuron_counts[module] = {**counts, "specific": specific, "language_pairs": [pair]}
-        index = counts["language_pairs"].index(pair)
-        prefix = f"{PREFIX}{module}{_MARK}"
-        for key, value in state.items():
-            if key.startswith(prefix):
-                block = _block(key.removeprefix(prefix), counts)
-                if block in (None, GENERAL) or block in specific:
-                    kept[key] = _rows(key, value, [index])
-    layers = {layer_of(module) for module in chosen.neuron_counts}
-    for key, value in state.items():  # attention, in the pair's layers or in all
-        module = key.removeprefix(PREFIX).partition(_MARK)[0]
-        here = config.attention_layers == "all" or layer_of(module) in layers
-        if _MARK in key and module not in config.neuron_counts and here:
-            kept[key] = value
-    return chosen, kept
-
-
-def _rows(key: str, value: torch.Tensor, indices: list[int]) -> torch.Tensor:
-    """The rows of some pairs, of a tensor that has one row per pair; any other tensor as it is."""
-    if _MARK in key and key.rpartition(".")[2] in ROW_PER_PAIR and value.shape[0] > 1:
-        return value[indices].clone()
-    return value
-
-
-def _block(tensor_name: str, counts: Mapping[str, Any]) -> str | None:
-    """The block that a tensor of an FFN belongs to; None for one that has a row per pair."""
-    if tensor_name in ROW_PER_PAIR:
-        return None
-    blocks = [block for block in (GENERAL, *counts["specific"]) if tensor_name.startswith(f"{block}_")]
-    return max(blocks, key=len)
-
-
 def _read_folder(folder: str | os.PathLike[str]) -> tuple[LanderConfig, State]:
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -171,20 +125,67 @@ def _check_same(first: str, config: LanderConfig, folder: str, other: LanderConf
 
 def _join(config: LanderConfig, state: State, other: LanderConfig, other_state: State, folder: str) -> None:
     """Add another adapter to `config` and `state`."""
+    differing = []
     for key, value in other_state.items():
         if key not in state:
             state[key] = value
-        elif _MARK in key and key.rpartition(".")[2] in ROW_PER_PAIR:
+        elif MARK in key and key.rpartition(".")[2] in ROW_PER_PAIR:
             state[key] = torch.cat([state[key], value])
         elif not torch.equal(state[key], value):
-            raise AdapterError(
-                "folders",
-                folder,
-                f"cannot be joined: {key} differs from the others', so it was trained apart from them.",
-            )
+            differing.append(key)
+    if differing:
+        raise AdapterError("folders", folder, _what_differs(differing, other))
     config.language_pairs = [*(config.language_pairs or ()), *(other.language_pairs or ())]
+    config.composed_pairs = [*(config.composed_pairs or ()), *(other.composed_pairs or ())] or None
+    config.additions = _additions_together(config.additions or [], other.additions or [], folder) or None
+    config.format_version = config.needed_format
     for module, counts in (other.neuron_counts or {}).items():
         assert config.neuron_counts is not None
-        mine = config.neuron_counts.setdefault(module, {**counts, "specific": {}, "language_pairs": []})
-        mine["specific"] = dict(sorted({**mine["specific"], **counts["specific"]}.items()))
+        empty: dict[str, Any] = {"specific": {}, "language_pairs": []}
+        mine = config.neuron_counts.setdefault(module, {**Counts(**{**counts, **empty})._asdict()})
+        for name in ("specific", "on_general"):
+            mine[name] = dict(sorted({**mine.get(name, {}), **counts.get(name, {})}.items()))
+        mine["untuned"] = sorted({*mine.get("untuned", ()), *counts.get("untuned", ())})
         mine["language_pairs"] = [*mine["language_pairs"], *counts["language_pairs"]]
+        config.neuron_counts[module] = Counts(**mine).to_dict()
+
+
+def _what_differs(keys: list[str], other: LanderConfig) -> str:
+    """Say which blocks of an adapter are not those of the others, and what can be done."""
+    blocks = {GENERAL, *(block for counts in (other.neuron_counts or {}).values() for block in counts["specific"])}
+    found = sorted(
+        {
+            max((block for block in blocks if name.startswith(f"{block}_")), key=len, default=name)
+            for name in (key.partition(MARK)[2] or key.removeprefix(PREFIX) for key in keys)
+        }
+    )
+    return (
+        f"cannot be joined: its block {', '.join(found)} differs from the others', so it was trained apart from them "
+        f"(first {keys[0].removeprefix(PREFIX)}). Load both into one model under two names, and name one for each "
+        "sample with adapter_names; or add its pairs to the other with add_language_pairs."
+    )
+
+
+def _additions_together(mine: list[dict[str, Any]], others: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """Additions of two adapters, those of the same languages once."""
+    together = copy.deepcopy(mine)
+    for addition in others:
+        rest = {name: value for name, value in addition.items() if name not in ("languages", "language_pairs")}
+        same = [each for each in together if set(each["languages"]) & set(addition["languages"])]
+        if not same:
+            # folders of one addition of several languages belong together again
+            same = [each for each in together if rest.items() <= each.items()]
+        if not same:
+            together.append(copy.deepcopy(addition))
+            continue
+        if not rest.items() <= same[0].items():
+            names = [name for name in rest if rest[name] != same[0][name]]
+            problem = (
+                f"cannot be joined: {', '.join(addition['languages'])} was added with another {', '.join(names)}."
+            )
+            raise AdapterError("folders", folder, problem)
+        for name in ("languages", "language_pairs"):
+            same[0][name] = (
+                sorted({*same[0][name], *addition[name]}) if name == "languages" else [*same[0][name], *addition[name]]
+            )
+    return together

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from ..attention import Role
 from ..errors import ConfigError
-from ..ffn import FFNLayout
+from ..ffn import FFN, FFNLayout
 from ..neuron_map import NeuronMap
 from ..routed.config import RoutedConfig
-from .deltas import ROW_PER_PAIR
+from .additions import Addition, check_growth, grown_layout, read_additions
+from .deltas import is_row_per_pair
 from .layout import (
     CONSTANT,
     AttentionLayers,
@@ -25,8 +26,9 @@ from .layout import (
     check_counts,
 )
 
-FORMAT_VERSION = 2
-"""2 has factors in attention and of specific neurons, or deltas on some projections only; others are written as 1."""
+FORMAT_VERSION = 3
+"""2 has factors in attention and of specific neurons, or deltas on some projections only; 3 has pairs that were added
+or composed; others are written as 1."""
 METHOD = (
     "car",
     "inactive_neurons",
@@ -40,6 +42,8 @@ METHOD = (
 )
 """Fields that say what an adapter makes of its neurons and of attention."""
 AUTO = "auto"
+GROWN = ("additions", "composed_pairs")
+"""Fields of an adapter that has grown; others are saved without them."""
 NEEDS_MAP = (*CONSTANT, "token")
 """Values of `car` that are made of awareness."""
 
@@ -110,6 +114,10 @@ class LanderConfig(RoutedConfig):
         verify_base (`bool`):
             Whether an adapter made with a neuron map is refused on base weights other than those it was made on;
             weights that cannot be read (quantized, offloaded) are not compared.
+        additions (`list[dict]`, *optional*):
+            Filled by [`add_language_pairs`]: languages that were added later, and the form of their blocks.
+        composed_pairs (`list[str]`, *optional*):
+            Filled by [`compose_language_pair`]: pairs that nobody trained.
         neuron_counts (`dict`, *optional*):
             Filled from the neuron map: how many neurons each block of each FFN has.
         neuron_map_signature (`str`, *optional*):
@@ -144,6 +152,8 @@ class LanderConfig(RoutedConfig):
     attention_rank: int = field(default=16, metadata={"must be": "a positive integer"})
     neuron_counts: dict[str, Any] | None = None
     neuron_map_signature: str | None = None
+    additions: list[dict[str, Any]] | None = None
+    composed_pairs: list[str] | None = None
 
     PEFT_TYPE: ClassVar[str] = "LANDER"
     NEWEST_FORMAT: ClassVar[int] = FORMAT_VERSION
@@ -155,21 +165,21 @@ class LanderConfig(RoutedConfig):
     }
     NOT_SAVED: ClassVar[tuple[str, ...]] = (*RoutedConfig.NOT_SAVED, "neuron_map")
     FORM: ClassVar[tuple[str, ...]] = (*RoutedConfig.FORM, *METHOD)
-    SIZES: ClassVar[tuple[str, ...]] = ("language_pairs", "neuron_counts")
+    SIZES: ClassVar[tuple[str, ...]] = ("language_pairs", "neuron_counts", "additions", "composed_pairs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention_modules or self.specific_rank or self.projections != "all":
-            self.format_version = max(self.format_version, 2)
+        self.format_version = max(self.format_version, self.needed_format)
         if self.ffn_layout is not None:
             self.ffn_layout = FFNLayout.from_dict(self.ffn_layout).to_dict()
         self._check_options()
+        check_growth(self)
         if isinstance(self.neuron_map, (str, os.PathLike)):
             self.neuron_map = NeuronMap.load(self.neuron_map)
         if self.neuron_map is not None:
             self._read_neuron_map(self.neuron_map)
         elif self.neuron_counts is not None:
-            check_counts(self.neuron_counts, self.language_pairs)
+            check_counts(self.neuron_counts, self.language_pairs, self.added)
 
     @classmethod
     def paper(cls, **options: Any) -> LanderConfig:
@@ -201,6 +211,37 @@ class LanderConfig(RoutedConfig):
         return self.neuron_counts is not None
 
     @property
+    def added(self) -> dict[str, Addition]:
+        """The languages that were added later, each with its addition, in this order."""
+        additions = read_additions(self.additions, self.language_pairs or ()) if self.additions is not None else []
+        return {language: addition for addition in additions for language in addition.languages}
+
+    @property
+    def later_pairs(self) -> set[str]:
+        """The pairs that were added or composed."""
+        added = (pair for addition in self.added.values() for pair in addition.language_pairs)
+        return {*added, *(self.composed_pairs or ())}
+
+    @property
+    def origins(self) -> dict[str, list[str]]:
+        """The pairs that were added later, and those that nobody trained."""
+        added = [pair for addition in self.additions or () for pair in addition["language_pairs"]]
+        found = {"Added later": added, "Composed, not trained": self.composed_pairs or []}
+        return {origin: pairs for origin, pairs in found.items() if pairs}
+
+    @property
+    def needed_format(self) -> int:
+        """The oldest version of the format that can say what the adapter is."""
+        if self.additions is not None or self.composed_pairs is not None:
+            return 3
+        return 2 if self.attention_modules or self.specific_rank or self.projections != "all" else 1
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether an FFN must know which neurons are whose, tuned or not: to gate or to drop them."""
+        return self.car != "off" or self.inactive_neurons == "drop"
+
+    @property
     def changes_fresh_output(self) -> bool:
         """Whether a fresh adapter already changes the model's output."""
         return self.car in CONSTANT or (self.inactive_neurons == "drop" and self.has_neuron_map)
@@ -214,7 +255,7 @@ class LanderConfig(RoutedConfig):
     def is_delta(self, key: str) -> bool:
         """Tell whether a key names rows or factors, not indices nor what gates are made of."""
         name = key.rpartition(".")[2]
-        return ".lander_blocks." in key and name not in ROW_PER_PAIR and not name.endswith("_neurons")
+        return ".lander_blocks." in key and not is_row_per_pair(name) and not name.endswith("_neurons")
 
     def block_layout(self, module: str, neurons: int, width: int) -> BlockLayout:
         """Lay out the adapter's blocks at an FFN with p `neurons` and model width d, by the module's name."""
@@ -234,7 +275,25 @@ class LanderConfig(RoutedConfig):
             projections=self.projections,
             general_rank=self.general_rank,
             specific_rank=self.specific_rank,
+            **grown_layout(self, counts),
         )
+
+    @property
+    def adapts_all_attention(self) -> bool:
+        """Whether attention is adapted in every layer, for every pair."""
+        return self.attention_modules is not None and self.attention_layers == "all"
+
+    def attention_layout(self, ffn: FFN) -> BlockLayout:
+        """Lay out the adapter's blocks at the attention beside an FFN."""
+        layout = self.block_layout(ffn.name, ffn.neurons, ffn.width)
+        return (
+            replace(layout, language_pairs=tuple(self.language_pairs or ())) if self.adapts_all_attention else layout
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields but those that are not part of a saved adapter, or that only one that has grown needs."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if value is not None or name not in GROWN}
 
     def _check_options(self) -> None:
         for name in ("general_rank", "specific_rank", "attention_rank"):
@@ -281,4 +340,4 @@ class LanderConfig(RoutedConfig):
         for layer, entry in enumerate(neuron_map.neurons):
             here = [pair for pair in pairs if layer in neuron_map.layers(str(pair))]
             if here:
-                self.neuron_counts[entry.name] = Counts.of_map(neuron_map, layer, here, self.tune)._asdict()
+                self.neuron_counts[entry.name] = Counts.of_map(neuron_map, layer, here, self.tune).to_dict()

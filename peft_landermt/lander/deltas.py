@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import AdapterError, ConfigError
-from ..neuron_map import NeuronMap
 from ..routed.blocks import Blocks
 from ..routed.call import Team
 from ..routed.projection import Update
@@ -19,10 +18,19 @@ from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
 from .rates import GATES, READING, ROWS, WRITING
 
 ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
-"""Tensors that have one row for each pair: what gates are made of."""
+"""Tensors that have one row for each pair: what gates are made of. `gates` has none for pairs with gates of their
+own."""
+
+OWN_GATES = "gates_"
+"""What names of the learned gates of one added or composed pair begin with."""
 
 _RANGES = {"awareness_sums": (0.0, 1e38), "mean_token_awareness": (0.0, 1e38), "mean_gradient": (-1e15, 1e15)}
 """From and to of tensors that gates are made of; within them a gate is a number."""
+
+
+def is_row_per_pair(name: str) -> bool:
+    """Tell whether a tensor is what gates are made of."""
+    return name in ROW_PER_PAIR or name.startswith(OWN_GATES)
 
 
 class NeuronBlocks(Blocks):
@@ -35,6 +43,9 @@ class NeuronBlocks(Blocks):
     `{block}_{projection}_B` (n, r) and `{block}_{projection}_A` (r, d). As in LoRA, the factor that reads a
     projection's input starts at random, and the one that writes to its output at zero: A and B of an input projection,
     B and A of the output projection, whose input the neurons are.
+
+    The block of a language that was added later may be on general neurons too, `{block}_general_neurons` (m,), whose
+    rows follow those of its own.
 
     Args:
         layout: Sizes and options.
@@ -69,6 +80,8 @@ class NeuronBlocks(Blocks):
         self._observed: dict[str, torch.Tensor] = {}
         for block, count in {GENERAL: layout.general, **layout.specific}.items():
             self.register_buffer(f"{block}_neurons", torch.arange(count, dtype=torch.int32, device=device))
+        for block, count in layout.on_general.items():
+            self.register_buffer(f"{block}_general_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
             for projection in self.tuned_projections:
                 self._add_delta(block, projection, device, dtype)
@@ -79,13 +92,24 @@ class NeuronBlocks(Blocks):
             self.register_buffer("mean_gradient", torch.zeros(pairs, layout.neurons, device=device))
             self.register_buffer("mean_token_awareness", torch.zeros(pairs, 2, device=device))
         if layout.car == "learned":
-            self.gates = nn.Parameter(torch.zeros(max(pairs, 1), 2, layout.width + 1, device=device, dtype=dtype))
+            sizes = {"gates": max(pairs, 1) - len(layout.own_gates)}
+            for name, rows in {**sizes, **{f"{OWN_GATES}{pair}": 1 for pair in layout.own_gates}}.items():
+                if rows:
+                    zeros = torch.zeros(rows, 2, layout.width + 1, device=device, dtype=dtype)
+                    self.register_parameter(name, nn.Parameter(zeros))
+        owners = {
+            f"{block}_{projection}{factor}": block
+            for block in layout.tuned_blocks
+            for projection in self.tuned_projections
+            for factor in ("", "_A", "_B")
+        } | {f"{OWN_GATES}{pair}": pair for pair in layout.own_gates}
+        self.frozen = frozenset(name for name in self._parameters if not layout.is_trained(owners.get(name, name)))
         if not init_weights:
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -1 / math.sqrt(layout.width), 1 / math.sqrt(layout.width))
 
     def _add_delta(self, block: str, projection: str, device: torch.device, dtype: torch.dtype) -> None:
-        count = int(self.get_buffer(f"{block}_neurons").shape[0]) * self.projections[projection]
+        count = len(self.placed(block)) * self.projections[projection]
         width, rank = self.layout.width, self.layout.rank(block)
         if rank is None:
             rows = torch.zeros(count, width, device=device, dtype=dtype)
@@ -96,15 +120,13 @@ class NeuronBlocks(Blocks):
             name = f"{block}_{projection}_{side}"
             self.register_parameter(name, factor)
             if self.kind(name) == READING:
-                inputs = width if side == "A" else self.layout.neurons
-                bound = 1 / math.sqrt(
-                    inputs
-                )  # as LoRA's A on the whole projection, of which the block has some inputs
+                # as LoRA's A on the whole projection, of whose inputs the block has some
+                bound = 1 / math.sqrt(width if side == "A" else self.layout.neurons)
                 nn.init.uniform_(factor, -bound, bound)
 
     def kind(self, parameter: str) -> str:
         """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
-        if parameter == "gates":
+        if parameter.startswith(GATES):
             return GATES
         if parameter[-2:] not in ("_A", "_B"):
             return ROWS
@@ -117,10 +139,17 @@ class NeuronBlocks(Blocks):
         """Return the indices of a block's neurons: int64 (n,)."""
         return self.get_buffer(f"{block}_neurons").long()
 
+    def placed(self, block: str) -> torch.Tensor:
+        """Return the indices of the neurons that a block's deltas are on, general ones last: int64 (n,)."""
+        own = self.neurons(block)
+        if block not in self.layout.on_general:
+            return own
+        return torch.cat([own, self.get_buffer(f"{block}_general_neurons").long()])
+
     def places(self, block: str, parts: int) -> torch.Tensor:
         """Return the rows (columns) of a block's neurons in a projection that has `parts` rows for each: int64 (parts
         · n,)."""
-        neurons = self.neurons(block)
+        neurons = self.placed(block)
         return neurons if parts == 1 else torch.cat([neurons + part * self.layout.neurons for part in range(parts)])
 
     def rows(self, block: str, projection: str) -> torch.Tensor:
@@ -135,37 +164,29 @@ class NeuronBlocks(Blocks):
         return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,)."""
+        """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,). A
+        general neuron that was given to an added language is specific to its pairs, and general to others."""
         device = self.get_buffer(f"{GENERAL}_neurons").device
         masks = torch.zeros(2, self.layout.neurons, dtype=torch.bool, device=device)
         masks[0, self.neurons(GENERAL)] = True
         for language in self.languages.get(pair, ()):
             masks[1, self.neurons(language)] = True
-        return masks[0], masks[1]
+        return masks[0] & ~masks[1], masks[1]
 
     def pair_index(self, pair: str | None) -> int:
         """Return the row of a pair in the tensors that have one row per pair."""
         return self.layout.language_pairs.index(pair) if pair in self.layout.language_pairs else 0
 
-    @torch.no_grad()
-    def read_neuron_map(self, neuron_map: NeuronMap, layer: int) -> None:
-        """Copy neuron indices and awareness of a layer from the map."""
-        if self.layout.tune != "layers":
-            self.get_buffer(f"{GENERAL}_neurons").copy_(neuron_map.general(layer))
-        for language in self.layout.specific:
-            self.get_buffer(f"{language}_neurons").copy_(neuron_map.specific(layer, language))
-        entry = neuron_map.neurons[layer]
-        for index, pair in enumerate(self.layout.language_pairs):
-            if "awareness_sums" in self._buffers:
-                self.get_buffer("awareness_sums")[index] = torch.tensor(neuron_map.awareness_sums(layer, pair))
-            if self.layout.car == "token":
-                languages = [neuron_map.languages.index(language) for language in pair.split("-")]
-                gradient = entry.mean_gradient[languages].mean(dim=0)
-                awareness = gradient.abs() * entry.mean_abs_activation[languages].mean(dim=0)
-                self.get_buffer("mean_gradient")[index] = gradient
-                specific = [awareness[neuron_map.specific(layer, language)].sum() for language in pair.split("-")]
-                sums = torch.stack([torch.stack(specific).sum(), awareness[neuron_map.general(layer)].sum()])
-                self.get_buffer("mean_token_awareness")[index] = sums
+    def gates_of(self, pairs: Sequence[str | None]) -> torch.Tensor:
+        """Return the learned gates of pairs: (pairs, 2, d + 1)."""
+        own = self.layout.own_gates
+        first = [pair for pair in self.layout.language_pairs if pair not in own]
+        rows = [first.index(pair) if pair in first else 0 for pair in pairs]
+        if not any(pair in own for pair in pairs):
+            return self.get_parameter("gates")[rows]
+        names = [f"{OWN_GATES}{pair}" if pair in own else "gates" for pair in pairs]
+        rows = [0 if pair in own else row for pair, row in zip(pairs, rows, strict=True)]
+        return torch.stack([self.get_parameter(name)[row] for name, row in zip(names, rows, strict=True)])
 
     # What they make of a projection
 
@@ -211,7 +232,9 @@ class NeuronBlocks(Blocks):
                 own = torch.block_diag(*[values[f"{name}_B"] for name in names])
             # zero rows for other neurons: one product in place of a product and a scattered sum
             empty = own.new_zeros(self.layout.neurons * parts, own.shape[1], dtype=dtype)
-            down, up = factor_a.to(dtype), empty.index_copy(0, place, own.to(dtype))
+            # blocks of added languages may be on the same general neurons
+            put = empty.index_add if any(block in self.layout.on_general for block in blocks) else empty.index_copy
+            down, up = factor_a.to(dtype), put(0, place, own.to(dtype))
             updates.append(Update(up.t(), down.t(), scale=scale) if is_output else Update(down, up, scale=scale))
         return tuple(updates)
 
@@ -225,11 +248,14 @@ class NeuronBlocks(Blocks):
         if GENERAL in tuned:
             found.append(([GENERAL], self.places(GENERAL, parts), None))
         used = {language for pair in team.pairs for language in self.languages.get(pair, ())}
-        if languages := [block for block in tuned if block in used]:
+        for in_rows in (True, False):
+            languages = [block for block in tuned if block in used and (self.ranks[block] is None) == in_rows]
+            if not languages:
+                continue
             scale = None
             if team.of_sample is not None:
                 held = [[language in self.languages.get(pair, ()) for language in languages] for pair in team.pairs]
-                sizes = [self.layout.rank(each) or self.layout.specific[each] * parts for each in languages]
+                sizes = [self.layout.rank(each) or len(self.places(each, parts)) for each in languages]
                 columns = [list(itertools.chain.from_iterable(map(itertools.repeat, row, sizes))) for row in held]
                 # layers of one form wait for the device once
                 key = ("scale", team.of_sample, team.pairs, tuple(languages), tuple(sizes), dtype)
@@ -240,23 +266,35 @@ class NeuronBlocks(Blocks):
     # Loading, logging, printing
 
     def check_values(self, prefix: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Check that neuron indices ascend within the FFN, that no neuron is in two blocks, and that what gates are
-        made of is in the range of a neuron map."""
-        keys = [f"{prefix}{key}" for key, _ in self.named_buffers() if key.endswith("_neurons")]
-        for key in keys:
-            neurons = state[key].long()
-            inside = bool(((neurons >= 0) & (neurons < self.layout.neurons)).all())
-            if not inside or not bool((neurons[1:] > neurons[:-1]).all()):
-                raise AdapterError(
-                    key, neurons[:8].tolist(), f"neuron indices must ascend within 0 to {self.layout.neurons - 1}."
-                )
-        together = torch.cat([state[key].long().cpu() for key in keys])
-        if len(together.unique()) != len(together):
-            raise AdapterError(prefix, "a neuron in two blocks", "every neuron belongs to one block of an FFN.")
+        """Check that neuron indices ascend within the FFN, that neurons are in two blocks only where `_check_owners`
+        allows it, and that what gates are made of is in the range of a neuron map."""
+        neurons: dict[str, torch.Tensor] = {}
+        for name in (name for name in self._buffers if name.endswith("_neurons")):
+            found = neurons[name.removesuffix("_neurons")] = state[f"{prefix}{name}"].long().cpu()
+            inside = bool(((found >= 0) & (found < self.layout.neurons)).all())
+            if not inside or not bool((found[1:] > found[:-1]).all()):
+                problem = f"neuron indices must ascend within 0 to {self.layout.neurons - 1}."
+                raise AdapterError(f"{prefix}{name}", found[:8].tolist(), problem)
+        self._check_owners(prefix, neurons)
         for name, (smallest, largest) in _RANGES.items():
             values = state.get(f"{prefix}{name}") if name in self._buffers else None
             if values is not None and not bool(((values >= smallest) & (values <= largest)).all()):
                 raise AdapterError(f"{prefix}{name}", float(values.min()), f"must be from {smallest} to {largest}.")
+
+    def _check_owners(self, prefix: str, neurons: Mapping[str, torch.Tensor]) -> None:
+        """Check that every neuron has one owner among the general block and the languages that came with it. A neuron
+        of an added language may be general too, and of other added languages, but of none that came before all."""
+        first = {block: found for block, found in neurons.items() if block in (GENERAL, *self.layout.specific)}
+        first = {block: found for block, found in first.items() if block not in self.layout.added}
+        groups = [("a neuron in two blocks", list(first.values()))]
+        languages = [found for block, found in first.items() if block != GENERAL]
+        for added in (block for block in self.layout.specific if block in self.layout.added):
+            own = [neurons[block] for block in (added, f"{added}_general") if block in neurons]
+            groups.append((f"a neuron of {added} and of another language", [*own, *languages]))
+        for problem, blocks in groups:
+            together = torch.cat(blocks) if blocks else torch.empty(0)
+            if len(together.unique()) != len(together):
+                raise AdapterError(prefix, problem, "every neuron belongs to one block of an FFN.")
 
     @torch.no_grad()
     def observe_gates(self, team: Team, opened: torch.Tensor) -> None:

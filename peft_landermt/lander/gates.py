@@ -102,7 +102,7 @@ def neuron_gate(blocks: NeuronBlocks, team: Team, states: torch.Tensor | None) -
     if car != "learned" or states is None:
         return None
     chosen = team.take(states)
-    by_pair = blocks.gates[[blocks.pair_index(pair) for pair in team.pairs]]
+    by_pair = blocks.gates_of(team.pairs)
     gates = learned_gates(chosen, by_pair[0] if team.of_sample is None else by_pair[team.of_sample])
     blocks.observe_gates(team, gates)
     general, specific = group_masks(blocks, team)
@@ -159,7 +159,8 @@ def opened(updates: Sequence[Update], gates: torch.Tensor, with_general: bool) -
         with_general: Whether there is one of the general neurons.
     """
     result = []
-    for update, side in zip(updates, (0, 1) if with_general else (1,), strict=False):
+    for index, update in enumerate(updates):
+        side = 0 if with_general and index == 0 else 1
         gate = gates[..., side : side + 1].to(update.dtype)
         result.append(replace(update, scale=gate if update.scale is None else update.scale * gate))
     return tuple(result)

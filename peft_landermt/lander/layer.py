@@ -33,6 +33,7 @@ from ..routed.layer import RoutedLayer, device_of
 from ..routed.projection import Share
 from ..routed.routing import Routing
 from .deltas import NeuronBlocks
+from .filling import keep_earlier, read_neuron_map
 from .gates import neuron_gate, neurons_that_take_part, open_token_gates, opened
 from .layout import GENERAL, BlockLayout
 
@@ -64,12 +65,12 @@ class LanderFFN(RoutedLayer):
         init_weights: bool = True,
         inference_mode: bool = False,
     ) -> None:
-        """Add an adapter.
+        """Add an adapter, or give one other blocks; those that it keeps are the same tensors.
 
         Args:
             adapter_name: Its name.
             layout: Sizes and options of its blocks.
-            neuron_map: Where neuron indices and awareness come from; None if they will be loaded.
+            neuron_map: Where neuron indices and awareness come from; None if they will be loaded, or are there.
             layer: Index of this FFN in the neuron map.
             init_weights: Whether the adapter starts without effect on the weights.
             inference_mode: Whether it stays frozen.
@@ -77,7 +78,9 @@ class LanderFFN(RoutedLayer):
         device, dtype = self.device_and_dtype()
         blocks = NeuronBlocks(layout, rows_of_neuron(self.ffn(adapter_name)), device, dtype, init_weights)
         if neuron_map is not None:
-            blocks.read_neuron_map(neuron_map, layer)
+            read_neuron_map(blocks, neuron_map, layer)
+        if self.holds(adapter_name):
+            keep_earlier(blocks, self.blocks(adapter_name))
         self.lander_blocks[adapter_name] = blocks
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -114,7 +117,7 @@ class LanderFFN(RoutedLayer):
         team.met.add(projection)
         blocks, layout = team.blocks, team.blocks.layout
         # on a CPU in the deltas' own type; many have no instructions for half precision
-        dtype = next(blocks.parameters()).dtype if states is None or states.device.type == "cpu" else states.dtype
+        dtype = blocks.dtype if states is None or states.device.type == "cpu" else states.dtype
         updates = team.kept((projection, dtype), blocks.updates, projection, team, dtype)
         if team.token_gates is not None:
             updates = opened(updates, team.token_gates, GENERAL in layout.tuned_blocks)

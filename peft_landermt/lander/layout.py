@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
+from ..attention import Role
 from ..errors import ConfigError
 from ..language_pair import LanguagePair, check_language, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
@@ -44,6 +45,8 @@ class Counts(NamedTuple):
         general: Number of language-general neurons.
         specific: Number of specific neurons of every language that has some.
         language_pairs: Pairs for which the FFN is relevant.
+        on_general: For languages that were added later, how many general neurons their blocks are on too.
+        untuned: Blocks that only say which neurons are whose: they came with an added pair, and have no deltas.
     """
 
     layer: int
@@ -52,6 +55,13 @@ class Counts(NamedTuple):
     general: int
     specific: dict[str, int]
     language_pairs: list[str]
+    on_general: dict[str, int] = {}
+    untuned: list[str] = []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, without those that only an adapter that has grown needs, where they say nothing."""
+        values = self._asdict()
+        return {name: value for name, value in values.items() if value or name not in _GROWN}
 
     @classmethod
     def of_map(cls, neuron_map: NeuronMap, layer: int, pairs: Iterable[LanguagePair], tune: Tune) -> Counts:
@@ -65,12 +75,18 @@ class Counts(NamedTuple):
         return cls(layer, neurons, neuron_map.width, len(neuron_map.general(layer)), specific, named)
 
 
-def check_counts(neuron_counts: Mapping[str, Any], language_pairs: list[str] | None) -> None:
+_GROWN = ("on_general", "untuned")
+
+
+def check_counts(
+    neuron_counts: Mapping[str, Any], language_pairs: list[str] | None, added: Collection[str] = ()
+) -> None:
     """Check the sizes of an adapter's blocks.
 
     Args:
         neuron_counts: For every FFN what [`Counts`] holds.
         language_pairs: The pairs of the adapter.
+        added: Languages that were added later; their neurons may be general too.
 
     Raises:
         ConfigError: A field is missing, unknown or wrong, or there are more neurons than the FFN has.
@@ -80,19 +96,28 @@ def check_counts(neuron_counts: Mapping[str, Any], language_pairs: list[str] | N
         raise ConfigError("neuron_counts", neuron_counts, "names no FFN; save the adapter anew.")
     for module, counts in neuron_counts.items():
         field = f"neuron_counts[{module!r}]"
-        if not isinstance(counts, dict) or counts.keys() != set(Counts._fields):
+        if not isinstance(counts, dict) or counts.keys() | set(_GROWN) != set(Counts._fields):
             wanted = ", ".join(Counts._fields)
             raise ConfigError(field, counts, f"must have the fields {wanted}; save the adapter anew.")
         for name in ("layer", "neurons", "width", "general"):
             _check_count(f"{field}[{name!r}]", counts[name])
         specific, pairs = counts["specific"], counts["language_pairs"]
-        if not isinstance(specific, dict):
-            raise ConfigError(f"{field}['specific']", specific, "must be a count by language; save the adapter anew.")
+        on_general, untuned = counts.get("on_general", {}), counts.get("untuned", [])
+        for name, value in (("specific", specific), ("on_general", on_general)):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{field}[{name!r}]", value, "must be a count by language; save the adapter anew.")
+        for language, count in on_general.items():
+            _check_count(f"{field}['on_general'][{language!r}]", count, smallest=1)
         for language, count in specific.items():
             check_language(language, f"{field}['specific']")
-            _check_count(f"{field}['specific'][{language!r}]", count, smallest=1)
-        if counts["general"] + sum(specific.values()) > counts["neurons"]:
+            _check_count(f"{field}['specific'][{language!r}]", count, smallest=0 if language in on_general else 1)
+        first = counts["general"] + sum(count for language, count in specific.items() if language not in added)
+        if max([first, *(count + on_general.get(each, 0) for each, count in specific.items())]) > counts["neurons"]:
             raise ConfigError(field, counts, "holds more neurons than the FFN has; save the adapter anew.")
+        if set(on_general) - set(specific) or set(on_general) - set(added):
+            raise ConfigError(f"{field}['on_general']", on_general, "must name languages that were added.")
+        if not isinstance(untuned, list) or not all(block in (GENERAL, *specific) for block in untuned):
+            raise ConfigError(f"{field}['untuned']", untuned, "must name blocks of the FFN; save the adapter anew.")
         if not isinstance(pairs, list):
             raise ConfigError(f"{field}['language_pairs']", pairs, "must be a list of pairs; save the adapter anew.")
         here = parse_pairs(pairs, f"{field}['language_pairs']")
@@ -108,7 +133,7 @@ def _check_count(name: str, value: Any, smallest: int = 0) -> None:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Sizes and options of an adapter at one FFN.
+    """Sizes and options of an adapter at one FFN, and at the attention beside it.
 
     Attributes:
         neurons: p, number of neurons of the FFN.
@@ -117,6 +142,12 @@ class BlockLayout:
         specific: Number of specific neurons of every language of the pairs.
         language_pairs: Pairs for which this FFN is relevant; empty where the adapter knows no pairs.
         partitioned: Whether a neuron map tells general from specific neurons; without one all are general.
+        on_general: For languages that were added later, how many general neurons their blocks are on too.
+        untuned: Blocks without deltas.
+        added: Languages that were added later, and the ranks of their blocks; None for whole rows.
+        own_gates: Pairs that were added or composed; their learned gates are tensors of their own.
+        trained: Blocks that are trained, and pairs whose gates are; None for all but composed pairs'.
+        attention: Roles and rank of the low-rank factors in attention, by block.
     """
 
     neurons: int
@@ -131,12 +162,19 @@ class BlockLayout:
     projections: Projections = "all"
     general_rank: int | None = None
     specific_rank: int | None = None
+    on_general: Mapping[str, int] = field(default_factory=dict)
+    untuned: tuple[str, ...] = ()
+    added: Mapping[str, int | None] = field(default_factory=dict)
+    own_gates: tuple[str, ...] = ()
+    trained: tuple[str, ...] | None = None
+    attention: Mapping[str, tuple[tuple[Role, ...], int]] = field(default_factory=dict)
 
     @property
     def tuned_blocks(self) -> tuple[str, ...]:
         """Blocks that have deltas: `general` and languages."""
         general = (GENERAL,) if self.general and self.tune != "specific" else ()
-        return general + (tuple(self.specific) if self.tune in ("pair", "specific") else ())
+        languages = [each for each in self.specific if each in self.added or self.tune in ("pair", "specific")]
+        return tuple(block for block in (*general, *languages) if block not in self.untuned)
 
     @property
     def drops_neurons(self) -> bool:
@@ -145,13 +183,13 @@ class BlockLayout:
 
     def rank(self, block: str) -> int | None:
         """Return the rank of a block's deltas; None for whole rows."""
-        return self.general_rank if block == GENERAL else self.specific_rank
+        return self.general_rank if block == GENERAL else self.added.get(block, self.specific_rank)
 
-    def concerns(self, pair: str | None) -> bool:
-        """Tell whether this FFN is adapted for a pair."""
-        return not self.language_pairs or pair is None or pair in self.language_pairs
+    def is_trained(self, name: str) -> bool:
+        """Tell whether a block, or the gates of a pair, are trained, or stay as they were when others were added."""
+        return name not in self.own_gates if self.trained is None else name in self.trained
 
     def languages(self, pair: str | None) -> tuple[str, ...]:
-        """Return the languages of `pair` that have specific neurons here."""
+        """Return the languages of `pair` that have blocks here."""
         parts = pair.split("-") if pair is not None else ()
         return tuple(language for language in self.specific if language in parts)

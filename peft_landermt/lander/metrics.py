@@ -11,7 +11,7 @@ from ..linear import has_dense_weight, weight_rows
 from ..routed.layer import RoutedLayer
 from .gates import gates_of_pair
 from .layer import LanderFFN
-from .layout import INPUT_DEPENDENT
+from .layout import GENERAL, INPUT_DEPENDENT
 from .shared import LanderAttention
 
 
@@ -20,7 +20,7 @@ def relative_changes(layers: Iterable[RoutedLayer], adapter_name: str) -> dict[s
     """Tell how far every block has moved the weights of its places: ‖ΔW‖ / ‖W‖.
 
     Frobenius norms over the rows (columns of the output projection) of the block's neurons, all FFNs together; for
-    `attention` over the rows of the tuned roles.
+    `attention` over the rows of the tuned roles, which for an added language count with its neurons.
 
     Args:
         layers: Layers that have the adapter.
@@ -43,11 +43,13 @@ def _moved(layer: RoutedLayer, adapter_name: str) -> Iterator[tuple[str, torch.T
     weights = {name: projection.base_layer for name, projection in layer.projections.items()}
     weights = {name: base for name, base in weights.items() if has_dense_weight(base)}
     if isinstance(layer, LanderAttention):
-        for role in layer.blocks(adapter_name).roles:
+        factors = layer.blocks(adapter_name)
+        for block, role in [(block, role) for block, roles in factors.roles.items() for role in roles]:
             if (base := weights.get(layer.attention.projection(role))) is not None:
-                factor_a, factor_b = layer.blocks(adapter_name).factors(role)
+                factor_a, factor_b = factors.factors(role, block)
                 rows = layer.attention.rows(role, factor_a.device)
-                yield "attention", factor_b @ factor_a, weight_rows(base) if rows is None else weight_rows(base)[rows]
+                moved = weight_rows(base) if rows is None else weight_rows(base)[rows]
+                yield "attention" if block == GENERAL else block, factor_b @ factor_a, moved
     elif isinstance(layer, LanderFFN):
         blocks = layer.blocks(adapter_name)
         for name in blocks.tuned_projections:

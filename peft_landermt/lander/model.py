@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,9 +84,12 @@ class LanderModel(RoutedTuner):
         for ffn in ffns:
             layout = peft_config.block_layout(ffn.name, ffn.neurons, ffn.width)
             plan[ffn.name] = NeuronBlocks(layout, rows_of_neuron(ffn), *meta)
-        for ffn in ffns_with_attention(model, ffns, peft_config):
-            for name, attention in attention_beside(model, ffn, peft_config).items():
-                plan[name] = SharedFactors(attention, *_attention_options(peft_config, ffn), *meta)
+        beside = ffns_with_attention(model, ffns, peft_config)
+        self.__dict__["beside_attention"] = {ffn.name: ffn for ffn in beside}
+        for ffn in beside:
+            layout = peft_config.attention_layout(ffn)
+            for name, attention in attention_beside(model, ffn, layout).items():
+                plan[name] = SharedFactors(attention, layout, *meta)
         return plan
 
     def _create_and_replace(
@@ -114,31 +117,69 @@ class LanderModel(RoutedTuner):
         )
         if layer is not target:
             self._put(current_key, layer, adapter_name)
-        self._adapt_attention(peft_config, adapter_name, layer.ffn(current_key))
+        self._adapt_attention(peft_config, adapter_name, current_key)
 
-    def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, adapted: FFN) -> None:
+    def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, adapted: str) -> None:
         """Adapt the attention beside an FFN, or with the first one all; not by PEFT's search, which looks into no
         adapted layer (OPT's)."""
-        if peft_config.attention_layers == "all":
-            attention_layers = [module for module in self.model.modules() if isinstance(module, LanderAttention)]
-            if any(layer.holds(adapter_name) for layer in attention_layers):
-                return
-        for ffn in ffns_with_attention(self.model, [adapted], peft_config):
-            if not ffn.has_own_module and not isinstance(self.model.get_submodule(ffn.name), LanderFFN):
-                self._put(ffn.name, LanderFFN(ffn, self.routing), adapter_name)  # so that names are always the same
-            options = _attention_options(peft_config, ffn)
-            for name, attention in attention_beside(self.model, ffn, peft_config).items():
-                layer = target = self.model.get_submodule(name)
+        waiting: dict[str, FFN] = self.__dict__["beside_attention"]
+        for name in list(waiting) if peft_config.adapts_all_attention else [adapted]:
+            if (ffn := waiting.pop(name, None)) is None:
+                continue
+            layout = peft_config.attention_layout(ffn)
+            for place, attention in attention_beside(self.model, ffn, layout).items():
+                if not ffn.has_own_module and not isinstance(self.model.get_submodule(name), LanderFFN):
+                    self._put(name, LanderFFN(ffn, self.routing), adapter_name)  # so that places are always the same
+                layer = target = self.model.get_submodule(place)
                 if not isinstance(layer, LanderAttention):
                     layer = LanderAttention(attention, self.routing)
                 layer.update_layer(
                     adapter_name,
-                    *options,
+                    layout,
                     init_weights=peft_config.init_weights,
                     inference_mode=peft_config.inference_mode,
                 )
                 if layer is not target:
-                    self._put(name, layer, adapter_name)
+                    self._put(place, layer, adapter_name)
+
+    def reform_adapter(self, adapter_name: str, config: LanderConfig) -> None:
+        """Give an adapter the blocks that another config asks for; what both configs have stays, bit for bit.
+
+        Args:
+            adapter_name: The adapter, which is in the model.
+            config: Its config from now on. Blocks that are new take their neurons from its `neuron_map`.
+
+        Raises:
+            LanderError: The config does not fit the model; nothing is changed.
+            ConcurrencyError: Another thread's call is in progress.
+        """
+        with self.routing.writing("changing an adapter's blocks"):
+            plan = self._plan(config, self.model)
+            trains = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+            dtype = next(each.dtype for layer in self._layers_of(adapter_name) for each in layer.adapters.parameters())
+            self.peft_config[adapter_name] = config
+            for name in [name for name, blocks in plan.items() if isinstance(blocks, NeuronBlocks)]:
+                parent, _, last = name.rpartition(".")
+                target = self.model.get_submodule(name)
+                self._create_and_replace(config, adapter_name, target, last, self.model.get_submodule(parent), name)
+            self.__dict__.pop("_found", None)
+            for name, layer in self.model.named_modules():
+                if isinstance(layer, RoutedLayer) and layer.holds(adapter_name) and name not in plan:
+                    del layer.adapters[adapter_name]
+            for parameter, requires_grad in trains.items():
+                parameter.requires_grad_(requires_grad)
+            for layer in self._layers_of(adapter_name):
+                layer._active_adapter, layer._disable_adapters = self.active_adapters, self._is_disabled()
+                for parameter in layer.blocks(adapter_name).parameters():
+                    parameter.data = parameter.data.to(dtype)
+                layer.blocks(adapter_name).train(layer.training)
+            self.set_requires_grad(adapter_name, adapter_name in self.active_adapters and not config.inference_mode)
+            self.routing.pairs[adapter_name] = tuple(config.language_pairs or ())
+            if self.routing.chosen.get(adapter_name) not in self.routing.pairs[adapter_name]:
+                self.routing.chosen.pop(adapter_name, None)
+
+    def _layers_of(self, adapter_name: str) -> Iterator[RoutedLayer]:
+        return (layer for layer in self._layers() if layer.holds(adapter_name))
 
     def _put(self, name: str, layer: RoutedLayer, adapter_name: str) -> None:
         if adapter_name not in self.active_adapters:
@@ -185,11 +226,3 @@ class LanderModel(RoutedTuner):
             for adapter in self.active_adapters
             for name, value in training_metrics(self._layers(), adapter).items()
         }
-
-
-def _attention_options(config: LanderConfig, ffn: FFN) -> tuple[Sequence[str], int, Sequence[str]]:
-    """What the attention beside an FFN has: roles, rank and language pairs."""
-    pairs: Sequence[str] = config.language_pairs or ()
-    if config.attention_layers == "relevant":
-        pairs = config.block_layout(ffn.name, ffn.neurons, ffn.width).language_pairs
-    return config.attention_modules or (), config.attention_rank, pairs

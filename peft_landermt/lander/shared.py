@@ -1,6 +1,7 @@
 """What one adapter holds for the attention of one layer: low-rank factors that all its pairs share.
 
-Attention has no neurons, so its blocks belong to `general`: ΔW = B A for each projection that is tuned.
+Attention has no neurons, so what an adapter is made with belongs to `general`: ΔW = B A for each projection that is
+tuned. Languages that are added later have factors of their own, for their pairs.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from ..routed.call import Team
 from ..routed.layer import RoutedLayer
 from ..routed.projection import Share, Update
 from ..routed.routing import Routing
-from .layout import GENERAL
+from .filling import keep_earlier
+from .layout import GENERAL, BlockLayout
 from .rates import READING, WRITING
 
 
 class SharedFactors(Blocks):
     """Low-rank factors of one adapter at one attention module.
 
-    For every role (q, k, v or o) the parameters `general_{role}_A` (r, in) and `general_{role}_B` (out, r).
+    For `general` and every added language, and every role (q, k, v or o) of it, the parameters `{block}_{role}_A`
+    (r, in) and `{block}_{role}_B` (out, r).
 
     Args:
         attention: The attention module.
-        roles: What is tuned.
-        rank: r.
-        pairs: Language pairs for which the layer is adapted; empty for all.
+        layout: Of the adapter at the FFN of the same layer; its `attention` says what is tuned.
         device: Device of the parameters.
         dtype: Floating-point type of the parameters.
         init_weights: Whether ΔW starts at zero; random otherwise.
@@ -39,33 +40,55 @@ class SharedFactors(Blocks):
     def __init__(
         self,
         attention: Attention,
-        roles: Sequence[str],
-        rank: int,
-        pairs: Sequence[str],
+        layout: BlockLayout,
         device: torch.device,
         dtype: torch.dtype,
         init_weights: bool = True,
     ) -> None:
         super().__init__()
-        self.roles, self.pairs = tuple(roles), tuple(pairs)
-        self.projections = tuple(dict.fromkeys(attention.projection(role) for role in roles))
-        for role in roles:
+        self.pairs = layout.language_pairs
+        self.roles = {block: roles for block, (roles, _) in layout.attention.items()}
+        self.ranks = {block: rank for block, (_, rank) in layout.attention.items()}
+        tuned = [role for roles in self.roles.values() for role in roles]
+        self.projections = tuple(dict.fromkeys(attention.projection(role) for role in tuned))
+        self.languages: dict[str | None, tuple[str, ...]] = {
+            pair: tuple(block for block in layout.attention if block in pair.split("-")) for pair in self.pairs
+        }
+        frozen = []
+        for block, role in [(block, role) for block, roles in self.roles.items() for role in roles]:
             inside, outside = attention.size(role)
-            factor_a = torch.empty(rank, inside, device=device, dtype=dtype)
-            factor_b = torch.zeros(outside, rank, device=device, dtype=dtype)
+            factor_a = torch.empty(self.ranks[block], inside, device=device, dtype=dtype)
+            factor_b = torch.zeros(outside, self.ranks[block], device=device, dtype=dtype)
             nn.init.kaiming_uniform_(factor_a, a=math.sqrt(5))
             if not init_weights:
                 nn.init.uniform_(factor_b, -1 / math.sqrt(inside), 1 / math.sqrt(inside))
-            self.register_parameter(f"{GENERAL}_{role}_A", nn.Parameter(factor_a))
-            self.register_parameter(f"{GENERAL}_{role}_B", nn.Parameter(factor_b))
+            self.register_parameter(f"{block}_{role}_A", nn.Parameter(factor_a))
+            self.register_parameter(f"{block}_{role}_B", nn.Parameter(factor_b))
+            frozen += [] if layout.is_trained(block) else [f"{block}_{role}_A", f"{block}_{role}_B"]
+        self.frozen = frozenset(frozen)
 
     def kind(self, parameter: str) -> str:
         """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
         return READING if parameter.endswith("_A") else WRITING
 
-    def factors(self, role: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, role: str, block: str = GENERAL) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of a role."""
-        return self.get_parameter(f"{GENERAL}_{role}_A"), self.get_parameter(f"{GENERAL}_{role}_B")
+        return self.get_parameter(f"{block}_{role}_A"), self.get_parameter(f"{block}_{role}_B")
+
+    def used_by(self, team: Team, role: str) -> list[tuple[str, torch.Tensor | None]]:
+        """List blocks that some of a team's samples use in a role, `general` first; for those of languages also which
+        samples, where these differ: (n, 1, 1), 1 or 0."""
+        found: list[tuple[str, torch.Tensor | None]] = []
+        for block, roles in self.roles.items():
+            uses = [block == GENERAL or block in self.languages.get(pair, ()) for pair in team.pairs]
+            if role in roles and any(uses):
+                found.append((block, None if all(uses) else team.once((block, "uses"), _by_sample, team, uses)))
+        return found
+
+
+def _by_sample(team: Team, uses: Sequence[bool]) -> torch.Tensor:
+    assert team.of_sample is not None
+    return team.spread(torch.tensor(uses, device=team.of_sample.device).float().unsqueeze(1))
 
 
 class LanderAttention(RoutedLayer):
@@ -87,14 +110,14 @@ class LanderAttention(RoutedLayer):
     def update_layer(
         self,
         adapter_name: str,
-        roles: Sequence[str],
-        rank: int,
-        pairs: Sequence[str],
+        layout: BlockLayout,
         init_weights: bool = True,
         inference_mode: bool = False,
     ) -> None:
-        """Add an adapter; see [`SharedFactors`]. With `inference_mode` it stays frozen."""
-        made = SharedFactors(self.attention, roles, rank, pairs, *self.device_and_dtype(), init_weights)
+        """Add an adapter, or give one other factors; see [`SharedFactors`]. With `inference_mode` it stays frozen."""
+        made = SharedFactors(self.attention, layout, *self.device_and_dtype(), init_weights)
+        if self.holds(adapter_name):
+            keep_earlier(made, self.blocks(adapter_name))
         self.lander_blocks[adapter_name] = made
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -112,14 +135,16 @@ class LanderAttention(RoutedLayer):
     def share(self, projection: str, team: Team, states: torch.Tensor | None) -> Share:
         """Tell what a team's adapter makes of a projection; see [`RoutedLayer.share`]."""
         team.met.add(projection)
-        first = next(team.blocks.parameters())
-        dtype = first.dtype if states is None or states.device.type == "cpu" else states.dtype
-        return Share(team.kept((projection, dtype), self._updates, projection, team.blocks, dtype))
+        dtype = team.blocks.dtype if states is None or states.device.type == "cpu" else states.dtype
+        return Share(team.kept((projection, dtype), self._updates, projection, team, dtype))
 
-    def _updates(self, projection: str, blocks: SharedFactors, dtype: torch.dtype) -> tuple[Update, ...]:
+    def _updates(self, projection: str, team: Team, dtype: torch.dtype) -> tuple[Update, ...]:
         updates = []
-        for role in blocks.roles:
-            if self.attention.projection(role) == projection:
-                down, up = (factor.to(dtype) for factor in blocks.factors(role))
-                updates.append(Update(down, up, place=self.attention.rows(role, down.device)))
+        for role in dict.fromkeys(role for roles in team.blocks.roles.values() for role in roles):
+            if self.attention.projection(role) != projection:
+                continue
+            for block, scale in team.blocks.used_by(team, role):
+                down, up = (factor.to(dtype) for factor in team.blocks.factors(role, block))
+                scale = None if scale is None else scale.to(dtype)
+                updates.append(Update(down, up, place=self.attention.rows(role, down.device), scale=scale))
         return tuple(updates)

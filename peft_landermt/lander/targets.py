@@ -20,6 +20,7 @@ from ..routed.layer import RoutedLayer
 from ..routed.projection import RoutedLinear
 from .config import LanderConfig
 from .layer import LanderFFN
+from .layout import BlockLayout
 from .shared import LanderAttention
 
 
@@ -116,20 +117,20 @@ def choose_attention(model: nn.Module, config: LanderConfig) -> list[Role] | Non
     found.attention_modules = ["v", "o"]
     try:
         for ffn in list_ffns(without_adapters(model), config.layout):
-            attention_beside(model, ffn, found)
+            attention_beside(model, ffn, found.attention_layout(ffn))
     except ArchitectureError as error:
         warnings.warn(f"only FFNs are adapted: {error}", stacklevel=2)
         return None
     return found.attention_modules
 
 
-def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[str, Attention]:
-    """The attention modules in the layer of an FFN, of which a config tunes projections.
+def attention_beside(model: nn.Module, ffn: FFN, layout: BlockLayout) -> dict[str, Attention]:
+    """The attention modules in the layer of an FFN, of which an adapter tunes projections.
 
     Args:
         model: The model, with or without adapters.
         ffn: An FFN.
-        config: Of the adapter.
+        layout: Of the adapter there.
 
     Returns:
         Attention by module name, as it is once the FFN is wrapped.
@@ -140,7 +141,7 @@ def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[s
     """
     found: dict[str, Attention] = {}
     layer = layer_of(ffn.name)
-    for name, module in model.get_submodule(layer).named_modules(prefix=layer) if config.attention_modules else ():
+    for name, module in model.get_submodule(layer).named_modules(prefix=layer) if layout.attention else ():
         attention = module.attention if isinstance(module, LanderAttention) else None
         if attention is None and not any(name.startswith(f"{other}.") for other in found):
             attention = recognise_attention(module, name)
@@ -154,21 +155,19 @@ def attention_beside(model: nn.Module, ffn: FFN, config: LanderConfig) -> dict[s
             if name.startswith(f"{ffn.name}.") and not name.startswith(f"{ffn.name}.base_layer."):
                 # the FFN's projections sit on the layer, which will be wrapped
                 name = f"{ffn.name}.base_layer.{name.removeprefix(f'{ffn.name}.')}"
-        for role in config.attention_modules or ():
-            if config.attention_rank > max(attention.size(role)):
+        for role, rank in [(role, rank) for roles, rank in layout.attention.values() for role in roles]:
+            if rank > max(attention.size(role)):
                 problem = f"is larger than the sizes {attention.size(role)} of {name}, {role}"
-                raise ConfigError("attention_rank", config.attention_rank, f"{problem}; take a smaller one.")
+                raise ConfigError("attention_rank", rank, f"{problem}; take a smaller one.")
         found[name] = attention
-    if config.attention_modules and not found:
-        raise no_attention(layer, config.attention_modules)
+    if layout.attention and not found:
+        raise no_attention(layer, [role for roles, _ in layout.attention.values() for role in roles])
     return found
 
 
 def ffns_with_attention(model: nn.Module, adapted: Sequence[FFN], config: LanderConfig) -> Sequence[FFN]:
-    """List the FFNs beside which attention is tuned: none, those that are adapted, or all."""
-    if config.attention_modules is None:
-        return ()
-    return adapted if config.attention_layers == "relevant" else list_ffns(without_adapters(model), config.layout)
+    """List the FFNs beside which attention may be tuned: those that are adapted, or all."""
+    return list_ffns(without_adapters(model), config.layout) if config.adapts_all_attention else adapted
 
 
 def check_options(config: LanderConfig, ffn: FFN) -> None:
@@ -177,8 +176,8 @@ def check_options(config: LanderConfig, ffn: FFN) -> None:
     Raises:
         ConfigError: The rank is larger than the model width, or the gate needs an FFN that is a module of its own.
     """
-    for name in ("general_rank", "specific_rank"):
-        rank = getattr(config, name)
+    ranks = [(name, getattr(config, name)) for name in ("general_rank", "specific_rank")]
+    for name, rank in (*ranks, *(("specific_rank", addition.rank) for addition in config.added.values())):
         if rank is not None and rank > ffn.width:
             raise ConfigError(name, rank, f"is larger than the model width {ffn.width}; None means whole rows.")
     if config.car == "token" and not ffn.has_own_module:

@@ -15,10 +15,17 @@ class Blocks(nn.Module):
     Attributes:
         projections: Names of the linear layers that they are on, from the layer's base.
         pairs: Language pairs for which the layer is adapted; empty for all.
+        frozen: Names of parameters that are not trained, whatever PEFT says of the adapter.
     """
 
     projections: Collection[str]
     pairs: Collection[str]
+    frozen: Collection[str] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters; float32 where there are none."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     @property
     def not_additive(self) -> str | None:

@@ -28,6 +28,10 @@ class Carded(Protocol):
     def method_options(self) -> dict[str, Any]:
         """Return the options of the method, by name."""
 
+    @property
+    def origins(self) -> dict[str, list[str]]:
+        """Return pairs that the adapter was not made with, by where they come from."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return all its fields."""
 
@@ -49,7 +53,7 @@ A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft
 | | |
 |---|---|
 | Base model | {base} |
-| Language pairs | {pairs} |
+| Language pairs | {pairs} |{origins}
 | Options | {options} |
 {scores}
 Neuron map: {signature}
@@ -184,6 +188,7 @@ def _text(config: Carded, scores: Scores) -> str:
         name=json.dumps(base if is_hub_id(base) else "path/to/the/base/model"),
         auto_class="AutoModelForSeq2SeqLM" if config.task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM",
         pairs=", ".join(pairs) or "none named",
+        origins="".join(f"\n| {origin} | {markdown(', '.join(of))} |" for origin, of in config.origins.items()),
         pair=json.dumps(str((config.language_pairs or ["en-de"])[0])),
         options=", ".join(f"{name}={value}" for name, value in config.method_options.items()),
         signature=code_span(fields["neuron_map_signature"] or "none: all neurons are general"),

@@ -140,6 +140,11 @@ class RoutedConfig(PeftConfig):
         """Return the options of the method, by name."""
         raise NotImplementedError
 
+    @property
+    def origins(self) -> dict[str, list[str]]:
+        """Return pairs that the adapter was not made with, by where they come from, for its card."""
+        return {}
+
     def is_delta(self, key: str) -> bool:
         """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""
         raise NotImplementedError

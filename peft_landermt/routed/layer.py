@@ -124,6 +124,21 @@ class RoutedLayer(Wrapper):
         assert isinstance(blocks, Blocks)
         return blocks
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Set the active adapters; see PEFT. What blocks say is frozen stays so."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Have adapters trained, or not; see PEFT. What blocks say is frozen stays so."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for blocks in map(self.blocks, self.adapters):
+            for name in blocks.frozen:
+                blocks.get_parameter(name).requires_grad_(False)
+
     def call(self) -> Call:
         """Return this thread's call; where nobody made one, make one that sends all samples to the active adapters."""
         call = current_call(self.routing)

@@ -87,10 +87,18 @@ def prompt_of(model: nn.Module, default: str | None = None, adapter_name: str | 
 
 
 def keep_prompt(model: nn.Module, prompt: str | None) -> None:
-    """Note in the active adapters, where they are LANDER ones, what they are trained with."""
+    """Note in the active adapters, where they are LANDER ones, what they are trained with.
+
+    Raises:
+        ConfigError: Pairs that an adapter had before it got others were trained with another template.
+    """
     for name in _active_adapters(model):
         config = model.peft_config[name]  # type: ignore[index]
         if hasattr(config, "prompt") and config.prompt != prompt:
+            if getattr(config, "additions", None):
+                earlier = f"templates=[{config.prompt!r}]" if config.prompt else "the default templates"
+                remedy = f"the pairs that adapter {name!r} had before were trained with another; give {earlier}."
+                raise ConfigError("template", prompt, remedy)
             config = copy.copy(config)  # the user may hold the other
             config.prompt = prompt
             model.peft_config[name] = config  # type: ignore[operator, index]

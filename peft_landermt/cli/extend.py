@@ -1,0 +1,77 @@
+"""`landermt extend`: pairs of new languages for an adapter, whose own pairs stay as they are."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import set_seed
+
+from ..attention import ROLES
+from ..errors import AdapterError, ConfigError
+from ..lander import LanderConfig
+from ..lander.growth import add_language_pairs
+from .options import add_model_options, load_model, prompt_template, require_adapter
+from .training import add_training_options, begin, fit, make_collator, read_rows, select_usable
+
+_EXAMPLE = """example:
+  landermt detect --extends old.map --sentences en=calib.en zh=calib.zh --pairs en-zh zh-en --output new.map
+  landermt extend --adapter out --neuron-map new.map --data en-zh=corpus.tsv zh-en=corpus.zh-en.tsv --output out-zh"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "extend",
+        help="add pairs of new languages to an adapter",
+        description="Add pairs of new languages to a trained adapter, and train them. What the adapter holds is "
+        "frozen and stays bit for bit; new languages get blocks of their own. Corpora as for landermt train.",
+        epilog=_EXAMPLE,
+    )
+    add_model_options(parser, adapter=True)
+    add_training_options(parser)
+    parser.add_argument("--neuron-map", required=True, help="from landermt detect --extends the adapter's own map")
+    parser.add_argument(
+        "--prompt", metavar="TEMPLATE", help="must be the one that the adapter was trained with (default: that one)"
+    )
+    group = parser.add_argument_group("new languages")
+    group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows (default: %(default)s)")
+    group.add_argument(
+        "--tune",
+        choices=("pair", "specific"),
+        default="pair",
+        help="neurons that a block is on: general ones and the language's own, or its own alone",
+    )
+    group.add_argument("--attention-modules", nargs="*", choices=ROLES, default=list(ROLES), metavar="ROLE")
+    group.add_argument("--attention-rank", type=int, default=4, help="(default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    require_adapter(options)
+    checkpoint = begin(options)
+    pairs, rows = read_rows(options)
+    config = PeftConfig.from_pretrained(options.adapter)
+    if not isinstance(config, LanderConfig):
+        raise AdapterError("--adapter", options.adapter, f"holds a {config.peft_type} adapter, not a LANDER one.")
+    if options.dry_run:
+        print(f"dry run: {len(rows)} rows for {', '.join(pairs)}; nothing trained or written")
+        return
+    set_seed(options.seed)
+    base, tokenizer = load_model(options)
+    prompt = prompt_template(options, tokenizer) or config.prompt
+    if prompt != config.prompt:
+        remedy = f"the adapter's pairs were trained with {config.prompt or 'ten templates'}; leave it out."
+        raise ConfigError("--prompt", prompt, remedy)
+    model = PeftModel.from_pretrained(base, options.adapter, is_trainable=True)
+    add_language_pairs(
+        model,
+        options.neuron_map,
+        pairs,
+        specific_rank=options.specific_rank or None,
+        tune=options.tune,
+        attention_modules=options.attention_modules or None,
+        attention_rank=options.attention_rank,
+    )
+    collator = make_collator(options, model, tokenizer, prompt)
+    fit(options, model, tokenizer, collator, select_usable(rows, collator, options), checkpoint)
