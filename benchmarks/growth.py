@@ -1,6 +1,6 @@
 """Growth: German and French with English, then Chinese, then Arabic, or Arabic first; no earlier rows are seen again.
 
-python benchmarks/growth.py --data DIR --model MODEL --rows 250 --results benchmarks/results/growth.jsonl
+python benchmarks/growth.py --data DIR --model MODEL --rows 250 --results growth.jsonl
 python benchmarks/growth.py --data DIR --arms "grown r=4" "LoRA, trained on" --orders "zh ar" --bleu 60
 
 After every phase the development loss of all pairs so far is measured; with `--bleu`, at the end, also BLEU on

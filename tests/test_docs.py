@@ -111,6 +111,23 @@ def chats(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
     return {"model": adapted(tokenizer), "tokenizer": instruct}
 
 
+def adding(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    base = build_model("gemma3")
+    found = detect_neurons(base, tokenizer, SENTENCES, PAIRS, num_layers=2, progress=False)
+    found.save("map.safetensors")
+    model = get_peft_model(copy.deepcopy(base), LanderConfig(task_type="CAUSAL_LM", neuron_map=found))
+    rows = [{"source": "We drink tea.", "target": "Nous buvons du thé.", "language_pair": "en-fr"}] * 4
+    args = transformers.TrainingArguments("run", use_cpu=True, report_to=[], save_strategy="no")
+    texts = {"english": SENTENCES["en"], "french": ["tout", "le", "monde", "dort"][: len(SENTENCES["en"])]}
+    return {**texts, "base": base, "tokenizer": tokenizer, "model": model, "rows": rows, "args": args}
+
+
+def composing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    names = adding(tokenizer, monkeypatch)
+    exec(blocks("docs/growing.md")[0], names)
+    return names
+
+
 def serving(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     return {**loading(tokenizer, monkeypatch), "tokenizer": tokenizer}
 
@@ -119,6 +136,7 @@ NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
     "README.md": [whole_way, loading, several_pairs, sharing],
     "docs/training.md": [corpus, training, chats],
     "docs/serving.md": [serving],
+    "docs/growing.md": [adding, composing, composing],
     "docs/architectures.md": [named_layout, encoder_decoder],
 }
 """For every page, what each of its blocks takes for granted."""
@@ -148,7 +166,9 @@ def commands(page: str) -> list[str]:
     return [parts[-1].partition("#")[0].partition(" < ")[0] for parts in called if len(parts) > 1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/serving.md", "docs/scale.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/growing.md", "docs/serving.md", "docs/scale.md"]
+)
 def test_commands_have_the_options_that_there_are(page: str) -> None:
     found = commands(page)
     assert found

@@ -9,9 +9,10 @@ from peft import PeftConfig, PeftModel
 from transformers import set_seed
 
 from ..attention import ROLES
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..lander import LanderConfig
 from ..lander.growth import add_language_pairs
+from ..translation.models import keep_prompt
 from .options import add_model_options, load_model, prompt_template, require_adapter
 from .training import add_training_options, begin, fit, make_collator, read_rows, select_usable
 
@@ -60,9 +61,6 @@ def run(options: argparse.Namespace) -> None:
     set_seed(options.seed)
     base, tokenizer = load_model(options)
     prompt = prompt_template(options, tokenizer) or config.prompt
-    if prompt != config.prompt:
-        remedy = f"the adapter's pairs were trained with {config.prompt or 'ten templates'}; leave it out."
-        raise ConfigError("--prompt", prompt, remedy)
     model = PeftModel.from_pretrained(base, options.adapter, is_trainable=True)
     add_language_pairs(
         model,
@@ -74,4 +72,5 @@ def run(options: argparse.Namespace) -> None:
         attention_rank=options.attention_rank,
     )
     collator = make_collator(options, model, tokenizer, prompt)
+    keep_prompt(model, collator.prompt)  # which refuses another than that of the adapter's pairs
     fit(options, model, tokenizer, collator, select_usable(rows, collator, options), checkpoint)

@@ -64,6 +64,8 @@ def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Seque
             rank = getattr(addition, name)
             if rank is not None and rank < 1:
                 raise ConfigError(name, rank, "must be a positive integer.")
+        if addition.attention_modules is not None and not addition.attention_modules:
+            raise ConfigError("attention_modules", addition.attention_modules, "names nothing; None means none.")
         earlier = {language for each in found for language in each.languages}
         twice = len(set(addition.languages)) < len(addition.languages) or earlier & set(addition.languages)
         if not addition.languages or twice or set(addition.languages) - served:

@@ -85,7 +85,7 @@ def add_language_pairs(
         languages=languages,
         language_pairs=[str(pair) for pair in pairs],
         rank=specific_rank,
-        attention_modules=None if attention_modules is None else sorted(attention_modules, key=_place),
+        attention_modules=None if attention_modules is None else sorted(set(attention_modules), key=_place),
         attention_rank=attention_rank,
         neuron_map_signature=found.signature,
     )

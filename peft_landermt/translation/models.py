@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ConfigError
+from .templates import TEMPLATES
 
 
 def routed_pairs(model: nn.Module) -> list[str]:
@@ -95,7 +96,8 @@ def keep_prompt(model: nn.Module, prompt: str | None) -> None:
     for name in _active_adapters(model):
         config = model.peft_config[name]  # type: ignore[index]
         if hasattr(config, "prompt") and config.prompt != prompt:
-            if getattr(config, "additions", None):
+            # without one, translation uses the first of the default templates
+            if getattr(config, "additions", None) and (config.prompt or TEMPLATES[0]) != prompt:
                 earlier = f"templates=[{config.prompt!r}]" if config.prompt else "the default templates"
                 remedy = f"the pairs that adapter {name!r} had before were trained with another; give {earlier}."
                 raise ConfigError("template", prompt, remedy)

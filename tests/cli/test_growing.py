@@ -101,7 +101,7 @@ def test_wrong_use_is_told_in_one_line(shop: Growing, tmp_path: Path, capsys: py
     start = ["train", *shop.model, "--neuron-map", str(shop.more), *new, "--output", str(shop.adapter), "--resume"]
     fails(capsys, start, "landermt extend --adapter")
     output = ["--output", str(tmp_path / "none")]
-    fails(capsys, [*shop.extend("--prompt", "{source} ="), *output], "were trained with")
+    fails(capsys, [*shop.extend("--prompt", "{source} ="), *output], "were trained with another")
     fails(capsys, [*shop.extend("--neuron-map", str(shop.map)), *output], "the neuron map holds en-de, de-en")
     fails(capsys, [*shop.extend("--adapter", str(shop.bigger)), *output], "is in the adapter already")
     adapter = ["--adapter", str(shop.bigger), *output]

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from peft_landermt import NeuronMap, detect_neurons, join_adapters
+from peft_landermt import NeuronMap, compose_language_pair, detect_neurons, join_adapters
 from peft_landermt.routed.folder import digest_of
 
 from ..conftest import PAIRS, SENTENCES, build_model, make_tokenizer
+from ..tuner.growing import ITALIAN, MORE, grow
 from ..tuner.helpers import adapt, make_config
 from ..tuner.roads import by_transformers, first, hotswap, over_itself, second
 from .mutations import Tensors
@@ -31,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token, drop": {"language_pairs": ["en-de"], "car": "token", "inactive_neurons": "drop"},
     "paper": {"language_pairs": ["en-de"], "car": "paper"},
     "learned": {"language_pairs": ["en-de", "de-en"], "car": "learned"},
+    "grown": {"language_pairs": ["en-de"], "car": "learned", "attention_modules": ["v"], "attention_rank": 2},
     "no map": {"language_pairs": ["en-de"]},
     "embeddings": {"language_pairs": ["en-de"]},
 }
@@ -83,6 +85,9 @@ class Stage:
         self.neuron_map: NeuronMap = detect_neurons(
             base, make_tokenizer(), SENTENCES, PAIRS, num_layers=2, general_ratio=0.7, progress=False
         )
+        texts = {"en": SENTENCES["en"], "it": MORE["it"]}
+        options = {"num_layers": 2, "general_ratio": 0.7, "progress": False, "extends": self.neuron_map}
+        self.bigger = detect_neurons(base, make_tokenizer(), texts, ITALIAN, **options)
         self.models: dict[tuple[str, str], nn.Module] = {}
         for name in VARIANTS:
             model = self.base(name)
@@ -105,7 +110,11 @@ class Stage:
 
     def adapted(self, base: Any, variant: str, seed: int) -> PeftModel:
         """A base with an adapter of a variant."""
-        return adapt(base, None if variant == "no map" else self.neuron_map, seed=seed, **VARIANTS[variant])
+        model = adapt(base, None if variant == "no map" else self.neuron_map, seed=seed, **VARIANTS[variant])
+        if variant == "grown":
+            grow(model, self.bigger, ITALIAN, seed=seed)
+            compose_language_pair(model, "it-de", neuron_map=self.bigger)
+        return model
 
     def model(self, start: str | None, variant: str) -> Any:
         """A model as a road needs it."""

@@ -14,10 +14,11 @@ from peft_landermt import NeuronMap, add_language_pairs, detect_neurons
 
 from ..conftest import PAIRS, SENTENCES, make_tokenizer, randomize_adapter
 from .helpers import adapt, ids, logits
+from .make_stored import ITALIAN_SENTENCES
 from .test_architectures import ARCHITECTURES, ENCODER_DECODERS, found, tiny
 
 MORE = {
-    "it": ["La casa è vecchia.", "Beviamo il tè.", "Dov'è la stazione?", "Ha piovuto tutta la notte."],
+    "it": ITALIAN_SENTENCES,
     "es": ["La casa es vieja.", "Bebemos té.", "Donde está la estación?", "Llovió toda la noche."],
 }
 ITALIAN, SPANISH = ["en-it", "it-en"], ["en-es", "es-de"]

@@ -39,7 +39,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from peft_landermt import NeuronMap, detect_neurons
+from peft_landermt import NeuronMap, add_language_pairs, compose_language_pair, detect_neurons
 
 from ..conftest import SENTENCES, VOCABULARY, make_tokenizer, randomize_adapter
 from .helpers import adapt, logits
@@ -47,6 +47,7 @@ from .helpers import adapt, logits
 PAIRS = ["en-de", "de-fr", "en-fr"]
 FOLDER = Path(__file__).parent / "stored"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ITALIAN_SENTENCES = ["La casa è vecchia.", "Beviamo il tè.", "Dov'è la stazione?", "Ha piovuto tutta la notte."]
 EXPECTED = "expected.json"
 """Logits of every route that a stored adapter knows, beside its two files."""
 
@@ -99,11 +100,13 @@ class Stored:
         base: Its base, a key of `BASES`.
         pairs: The language pairs that it takes from a neuron map; None: it has no map.
         options: Other options of its config.
+        added: Pairs of Italian that were added to it; then `it-de` is composed.
     """
 
     base: str
     pairs: tuple[str, ...] | None = tuple(PAIRS)
     options: dict[str, Any] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
 
 
 def _stored(base: str, pairs: list[str] | None = PAIRS, **options: Any) -> Stored:
@@ -137,6 +140,8 @@ STORED: dict[str, Stored] = {
     "opt-attention": _stored("opt", attention_modules=["q", "k"], attention_rank=2, projections="input"),
     "bloom-attention": _stored("bloom", attention_modules=["v", "o"], attention_rank=2),
     "t5-attention-no-map": _stored("t5", None, attention_modules=["v", "o"], attention_rank=2),
+    "llama-grown": replace(_stored("llama", attention_modules=["v"], attention_rank=2), added=("en-it", "it-fr")),
+    "gpt2-grown-learned": replace(_stored("gpt2", car="learned"), added=("en-it", "it-fr")),
     "gemma3-off-rows": _stored("gemma3", general_rank=None),
     "gemma3-token": _stored("gemma3", car="token"),
     "gemma3-learned-drop": _stored("gemma3", car="learned", inactive_neurons="drop"),
@@ -186,12 +191,23 @@ def _neuron_map(name: str, pairs: tuple[str, ...]) -> NeuronMap:
     return replace(found, pair_layers=dict(zip(pairs, [(0, last), (last,), (0,)], strict=False)))
 
 
+def _with_italian(name: str, neuron_map: NeuronMap, pairs: tuple[str, ...]) -> NeuronMap:
+    texts = {"en": SENTENCES["en"], "fr": SENTENCES["fr"], "it": ITALIAN_SENTENCES}
+    options: dict[str, Any] = {"num_layers": 2, "general_ratio": 0.6, "progress": False, "extends": neuron_map}
+    return detect_neurons(build_base(name), make_tokenizer(), texts, list(pairs), **options)
+
+
 def routes(stored: Stored) -> dict[str, list[str] | None]:
     """Language pairs of three samples for every way that the adapter is called: mixed, and each pair alone."""
     if stored.pairs is None:
         return {"all": None}
-    alone: dict[str, list[str] | None] = {pair: [pair] * 3 for pair in stored.pairs}
-    return alone if len(stored.pairs) == 1 else {"mixed": [*stored.pairs, *stored.pairs][:3], **alone}
+    pairs = [*stored.pairs, *stored.added, *(["it-de"] if stored.added else [])]
+    alone: dict[str, list[str] | None] = {pair: [pair] * 3 for pair in pairs}
+    return (
+        alone
+        if len(pairs) == 1
+        else {"mixed": [*pairs, *pairs][:3] if not stored.added else ["en-de", "en-it", "it-de"], **alone}
+    )
 
 
 def some_logits(model: PreTrainedModel | PeftModel, pairs: list[str] | None) -> list[list[float]]:
@@ -214,6 +230,11 @@ def make(name: str) -> Path:
     neuron_map = None if stored.pairs is None else _neuron_map(stored.base, stored.pairs)
     model = adapt(build_base(stored.base), neuron_map, stored.pairs, seed=None, **stored.options)
     randomize_adapter(model, std=0.4)
+    if stored.added and neuron_map is not None:
+        bigger = _with_italian(stored.base, neuron_map, stored.added)
+        add_language_pairs(model, bigger, stored.added, specific_rank=2, attention_rank=2)
+        randomize_adapter(model, std=0.4, seed=2)
+        compose_language_pair(model, "it-de", neuron_map=bigger)
     with tempfile.TemporaryDirectory() as made:
         model.save_pretrained(made)
         expected = _all_logits(stored, PeftModel.from_pretrained(build_base(stored.base), made).eval())

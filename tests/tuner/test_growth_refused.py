@@ -113,6 +113,7 @@ REFUSED: dict[str, tuple[Callable[[PeftModel], None], type[LanderError], str]] =
     "rank too large": (italian(specific_rank=99), ConfigError, "specific_rank=99"),
     "rank of attention too large": (italian(attention_rank=99), ConfigError, "attention_rank=99"),
     "roles": (italian(attention_modules=["x"]), ConfigError, "attention_modules"),
+    "no roles": (italian(attention_modules=[]), ConfigError, "names nothing"),
     "tune": (italian(tune="general"), ConfigError, "tune='general'"),
     "unknown adapter": (italian(adapter_name="x"), AdapterError, r"loaded: \['default'\]"),
     "composed without a block": (lambda m: compose_language_pair(m, "de-it"), LanguagePairError, "no block of 'it'"),
@@ -124,10 +125,14 @@ REFUSED: dict[str, tuple[Callable[[PeftModel], None], type[LanderError], str]] =
 }
 
 
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    return adapted(NAME)
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_before_anything_changes(case: str) -> None:
+def test_refused_before_anything_changes(case: str, model: PeftModel) -> None:
     action, error, message = REFUSED[case]
-    model = adapted(NAME)
     before, expected, names = saved(model), of_pairs(model, PAIRS), [name for name, _ in model.named_modules()]
     config, trained = model.peft_config["default"], [p.requires_grad for p in model.parameters()]
     fields = config.to_dict()
