@@ -1,17 +1,20 @@
 """LANDeRMT: language-aware neurons for adapting language models to translation, as a PEFT plugin.
 
-Importing this package registers the PEFT type `LANDER`; nothing else happens.
+Importing this package registers the PEFT types `LANDER` and `LSLO`; nothing else happens.
 """
 
 from .detection import detect_neurons
-from .lander import LanderConfig, LanderFFN, LanderModel, join_adapters, split_adapter
+from .lander import LanderConfig, LanderFFN, LanderModel
+from .lslo import LsloConfig, LsloModel, learned_index
 from .neuron_map import NeuronMap
+from .routed.adapters import join_adapters, split_adapter
 from .routed.card import write_model_card
 from .routed.hotswap import hotswap_adapter
 from .routed.registration import register
 from .translation import LanderTrainer, TranslationCollator, evaluate_translation, translate
 from .version import __version__
 
+register(LsloConfig, LsloModel)
 register(LanderConfig, LanderModel)
 
 __all__ = [
@@ -19,6 +22,8 @@ __all__ = [
     "LanderFFN",
     "LanderModel",
     "LanderTrainer",
+    "LsloConfig",
+    "LsloModel",
     "NeuronMap",
     "TranslationCollator",
     "__version__",
@@ -26,6 +31,7 @@ __all__ = [
     "evaluate_translation",
     "hotswap_adapter",
     "join_adapters",
+    "learned_index",
     "split_adapter",
     "translate",
     "write_model_card",

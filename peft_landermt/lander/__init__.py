@@ -1,8 +1,7 @@
 """PEFT type `LANDER`, the tuner of LANDeRMT: the neurons of a language pair, tuned and routed."""
 
-from .adapters import join_adapters, split_adapter
 from .config import LanderConfig
 from .layer import LanderFFN
 from .model import LanderModel
 
-__all__ = ["LanderConfig", "LanderFFN", "LanderModel", "join_adapters", "split_adapter"]
+__all__ = ["LanderConfig", "LanderFFN", "LanderModel"]

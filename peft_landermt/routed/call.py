@@ -99,6 +99,13 @@ class Call:
         """Return this call, with other teams at one layer."""
         return replace(self, _made={**self._made, (layer, device): tuple(teams)})
 
+    def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
+        """Return what `make` returns of `values`, made once for all layers; for what no gradient flows through."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make(*values)
+        return made
+
     def _find_teams(self, layer: Holder, device: torch.device) -> Iterator[Team]:
         if self.samples is None:
             chosen = [name for name, pair in self.active if layer.holds(name) and layer.blocks(name).concerns(pair)]

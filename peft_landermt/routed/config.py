@@ -53,6 +53,8 @@ class RoutedConfig(PeftConfig):
     source: AdapterFolder | LoadedState | None = field(default=None, init=False, repr=False, compare=False)
 
     PEFT_TYPE: ClassVar[str]
+    METHOD_NAME: ClassVar[str]
+    METHOD_LINK: ClassVar[str]
     NEWEST_FORMAT: ClassVar[int]
     NOT_SAVED: ClassVar[tuple[str, ...]] = ("source",)
     """Fields that are not part of a saved adapter."""
@@ -137,6 +139,16 @@ class RoutedConfig(PeftConfig):
     def method_options(self) -> dict[str, Any]:
         """Return the options of the method, by name."""
         raise NotImplementedError
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What the adapter's parts were chosen by, and which that is."""
+        raise NotImplementedError
+
+    @property
+    def unlisted_pairs(self) -> list[str]:
+        """Pairs beside `language_pairs` that calls may name; by default there are none."""
+        return []
 
     def is_delta(self, key: str) -> bool:
         """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""

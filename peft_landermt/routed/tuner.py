@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
-from ..errors import AdapterError, LanguagePairError
+from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..linear import keep_unpacked
 from .blocks import Blocks
 from .call import Call, batch_size, current_call
@@ -20,9 +20,10 @@ from .config import RoutedConfig
 from .hooks import bind_calls_to_checkpoints, drop_language_pairs, remove_hooks
 from .layer import RoutedLayer, check_all_mergeable
 from .projection import RoutedLinear
+from .rates import check_rates, parameters_by_kind
 from .routing import Routing
 from .saved_modules import route_saved_modules
-from .state import adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
+from .state import State, adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
 from .targets import check_adapter_name, check_saved_modules
 
 
@@ -84,12 +85,19 @@ class RoutedTuner(BaseTuner):
         with self.routing.writing("adding an adapter"):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.__dict__.pop("_found", None)
-        self.routing.pairs[adapter_name] = tuple(self.peft_config[adapter_name].language_pairs or ())
+        config = self.peft_config[adapter_name]
+        self.routing.pairs[adapter_name] = tuple(config.language_pairs or ())
+        self.routing.unlisted[adapter_name] = tuple(config.unlisted_pairs)
         drop_language_pairs(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The layer makes its adapters on the device of the base, so nothing is left to move.
         setattr(parent, child_name, new_module)
+
+    def _put(self, parent: nn.Module, name: str, layer: RoutedLayer, adapter_name: str) -> None:
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not automatically trainable
+        self._replace_module(parent, name, layer, layer.base_layer)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; see PEFT."""
@@ -101,7 +109,45 @@ class RoutedTuner(BaseTuner):
             left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
             self.set_adapter(left)
         self.routing.pairs.pop(adapter_name, None)
+        self.routing.unlisted.pop(adapter_name, None)
         self.routing.chosen.pop(adapter_name, None)
+
+    # Splitting and joining
+
+    @classmethod
+    def parts(cls, adapter_name: str, config: RoutedConfig, by: str) -> list[str]:
+        """List the parts that an adapter can be split into: its pairs.
+
+        Args:
+            adapter_name: Its name, for messages.
+            config: Its config.
+            by: `"pair"`; some methods know others.
+
+        Raises:
+            ConfigError: The method knows no such parts.
+            LanguagePairError: The adapter was made without language pairs.
+        """
+        if by != "pair":
+            raise ConfigError("by", by, f"{config.PEFT_TYPE} adapters are split by 'pair'.")
+        if not config.language_pairs:
+            raise LanguagePairError(
+                "language_pairs", None, f"adapter {adapter_name!r} was made without language pairs."
+            )
+        return config.language_pairs
+
+    @classmethod
+    def restrict(cls, config: Any, state: Mapping[str, torch.Tensor], part: str) -> tuple[RoutedConfig, State]:
+        """Return config and state of one part of an adapter."""
+        raise NotImplementedError
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> tuple[RoutedConfig, State]:
+        """Return config and state of one adapter of parts (folder, config, state) that belong together.
+
+        Raises:
+            AdapterError: They do not.
+        """
+        raise NotImplementedError
 
     # Calls
 
@@ -215,6 +261,54 @@ class RoutedTuner(BaseTuner):
         inputs = self._inputs(call, args, kwargs)
         with self.routing.running(replace(call, keeps=True)):
             return self.model.generate(*args, **inputs)
+
+    # Training
+
+    def parameter_groups(self, learning_rate: float, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+        """List all trainable parameters in groups for an optimizer, each with its learning rate.
+
+        [`LanderTrainer`] does the same by itself.
+
+        Args:
+            learning_rate: The learning rate that ratios are of.
+            rates: Ratios by kind of parameter, in place of those of [`RATES`].
+
+        Raises:
+            ConfigError: A kind is unknown, or a ratio is not positive.
+        """
+        ratios = check_rates(rates)
+        kinds = parameters_by_kind(self._layers())
+        grouped = {id(parameter) for parameters in kinds.values() for parameter in parameters}
+        kinds["others"] = [each for each in self.parameters() if each.requires_grad and id(each) not in grouped]
+        return [
+            {"params": parameters, "lr": learning_rate * ratios.get(kind, 1.0)}
+            for kind, parameters in kinds.items()
+            if parameters
+        ]
+
+    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
+        """List the trainable parameters of adapters by kind; see [`RATES`]."""
+        return parameters_by_kind(self._layers())
+
+    def training_metrics(self) -> dict[str, float]:
+        """Tell what training has done to the active adapters so far, as scalars for a log.
+
+        Returns:
+            `change_{block}`: ‖ΔW‖ / ‖W‖ over the weights that a block moves: a language's, and in a LANDER adapter
+            those of the `general` neurons and of the tuned `attention`; there, with a gate, also `gate_general_{pair}`
+            and `gate_specific_{pair}`, means over layers and over the tokens trained on since the last call. In an
+            LSLo adapter with a learned index `index_target`, the mean weight of the target language. With several
+            active adapters, names begin with the adapter's.
+        """
+        several = len(self.active_adapters) > 1
+        return {
+            f"{adapter}/{name}" if several else name: value
+            for adapter in self.active_adapters
+            for name, value in self._metrics(adapter).items()
+        }
+
+    def _metrics(self, adapter_name: str) -> dict[str, float]:
+        raise NotImplementedError
 
     # Merging
 

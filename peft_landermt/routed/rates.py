@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from ..errors import ConfigError
-from ..routed.layer import RoutedLayer
+from .layer import RoutedLayer
 
 RATES: Mapping[str, float] = {"factors_a": 1.0, "factors_b": 1.0, "rows": 0.03, "gates": 1.0}
-"""Ratios by kind: low-rank factors A and B, whole rows beside factors, gates. Rows without factors in the adapter have
-the learning rate itself."""
+"""Ratios by kind: low-rank factors A and B, whole rows beside factors, gates and the logits of a learned index. Rows
+without factors in the adapter have the learning rate itself."""
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
@@ -54,6 +54,6 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
 
 
 def _kind(name: str) -> str:
-    if name == "gates":
+    if name in ("gates", "index_logits"):
         return "gates"
     return {"_A": "factors_a", "_B": "factors_b"}.get(name[-2:], "rows")
