@@ -9,6 +9,7 @@ from .lslo import LsloConfig, LsloModel, learned_index
 from .neuron_map import NeuronMap
 from .routed.adapters import join_adapters, split_adapter
 from .routed.card import write_model_card
+from .routed.export import export_lora
 from .routed.hotswap import hotswap_adapter
 from .routed.registration import register
 from .translation import LanderTrainer, TranslationCollator, evaluate_translation, translate
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "detect_neurons",
     "evaluate_translation",
+    "export_lora",
     "hotswap_adapter",
     "join_adapters",
     "learned_index",
