@@ -5,7 +5,7 @@ Importing this package registers the PEFT types `LANDER` and `LSLO`; nothing els
 
 from .detection import detect_neurons
 from .lander import LanderConfig, LanderFFN, LanderModel
-from .lslo import LsloConfig, LsloModel, learned_index
+from .lslo import GradualPruning, LsloConfig, LsloModel, learned_index, subspace_demand
 from .neuron_map import NeuronMap
 from .routed.adapters import join_adapters, split_adapter
 from .routed.card import write_model_card
@@ -19,6 +19,7 @@ register(LsloConfig, LsloModel)
 register(LanderConfig, LanderModel)
 
 __all__ = [
+    "GradualPruning",
     "LanderConfig",
     "LanderFFN",
     "LanderModel",
@@ -35,6 +36,7 @@ __all__ = [
     "join_adapters",
     "learned_index",
     "split_adapter",
+    "subspace_demand",
     "translate",
     "write_model_card",
 ]

@@ -4,5 +4,6 @@ from .config import LsloConfig
 from .index import learned_index
 from .layer import LsloLinear
 from .model import LsloModel
+from .pruning import GradualPruning, subspace_demand
 
-__all__ = ["LsloConfig", "LsloLinear", "LsloModel", "learned_index"]
+__all__ = ["GradualPruning", "LsloConfig", "LsloLinear", "LsloModel", "learned_index", "subspace_demand"]

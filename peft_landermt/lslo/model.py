@@ -89,7 +89,7 @@ class LsloModel(RoutedTuner):
 
     def _metrics(self, adapter_name: str) -> dict[str, float]:
         layers = [layer for layer in self._layers() if isinstance(layer, LsloLinear) and layer.holds(adapter_name)]
-        return training_metrics(layers, adapter_name)
+        return training_metrics(layers, adapter_name, self.peft_config[adapter_name].pruned)
 
     @classmethod
     def parts(cls, adapter_name: str, config: RoutedConfig, by: str) -> list[str]:

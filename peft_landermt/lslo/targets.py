@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import AdapterError, ArchitectureError, ConfigError
-from ..ffn import EXPERTS
+from ..ffn import EXPERTS, check_modules_addressable
 from ..fingerprint import fingerprint_of
 from ..linear import features
 from ..multimodal import language_modules
@@ -18,6 +18,9 @@ from ..seq2seq import is_encoder_decoder
 from .config import LsloConfig
 from .index import count_layers, position_of, word_of, words_in, written_out
 from .layer import LsloLinear
+
+_SLICED = ("dense", "dense_4h_to_h")
+"""Layers whose weight BLOOM reads without calling them, where it is slow but exact."""
 
 
 class Target(NamedTuple):
@@ -72,7 +75,8 @@ def is_target(config: LsloConfig, key: str, layers: dict[str, nn.Module]) -> Any
         if key not in layers:
             return False
         config = copy.copy(config)
-        config.target_modules = {key}  # type: ignore[assignment]
+        # PEFT looks at layers_to_transform only where a part of the name is given
+        config.target_modules = {key.rpartition(".")[2]}  # type: ignore[assignment]
     return routed.is_target(config, key)
 
 
@@ -92,28 +96,37 @@ def targets(config: LsloConfig, model: nn.Module, layers: dict[str, nn.Module]) 
     found = {}
     two_stacks = is_encoder_decoder(model)
     held = {word: config.ranks_for(word) for word in words_in(config.index)}
-    for key, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for key, module in modules.items():
         if ".base_layer" in key or ".lslo_" in key or not is_target(config, key, layers):
             continue
-        layer = layers.get(key, module)
-        shape = features(layer)
-        place = position_of(key, two_stacks)
+        layer = layers.get(key)
         if isinstance(layer, BaseTunerLayer):
             problem = f"has adapters of another method ({type(layer).__name__}); merge them into the base first."
             raise ArchitectureError("target_modules", key, problem)
         if EXPERTS in key.split("."):
             problem = "is a part of a mixture of experts, which LSLo does not cover; leave it out."
             raise ArchitectureError("target_modules", key, problem)
-        if shape is None or place is None:
-            what = f"is a {type(layer).__name__}" if shape is None else "lies in no numbered layer"
-            problem = f"{what}; LSLo adapts linear layers in numbered layers, such as 'model.layers.0.mlp.up_proj'."
+        if layer is None:
+            linear = features(module) is not None
+            what = "lies in no numbered layer of the language model" if linear else f"is a {type(module).__name__}"
+            problem = f"{what}; LSLo adapts linear layers such as 'model.layers.0.mlp.up_proj'."
             raise ArchitectureError("target_modules", key, problem)
+        shape, place = features(layer), position_of(key, two_stacks)
+        assert shape is not None and place is not None
         assert config.index is not None
         word = word_of(config.index, place)
         for language, rank in held[word].items():
             if rank > min(shape):
                 raise ConfigError("rank", {language: rank}, f"is larger than the sizes {shape} of {key}.")
+        parent: Any = model.get_submodule(key.rpartition(".")[0])
+        slices = getattr(parent, "slow_but_exact", False) and getattr(parent, "pretraining_tp", 1) > 1
+        if slices and key.rpartition(".")[2] in _SLICED:
+            problem = f"{type(parent).__name__} reads its weight without calling it, so factors would be lost; "
+            raise ArchitectureError("model", key, f"{problem}load the model with slow_but_exact=False.")
         found[key] = Target(word, held[word], *shape)
+    fresh = [(key, layers[key], layers[key]) for key in found if not isinstance(modules[key], LsloLinear)]
+    check_modules_addressable(model, fresh, ("linear layer", "factors"))
     return found
 
 
