@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from ..errors import ConfigError
 from ..escaping import printable
 from ..version import __version__
-from . import detect, evaluate, inspect, join, merge, quickstart, report, split, train, translate
+from . import detect, evaluate, export, inspect, join, merge, quickstart, report, split, train, translate
 from .config_file import expand
 
-_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join, merge)
+_COMMANDS = (quickstart, detect, train, evaluate, translate, inspect, report, split, join, merge, export)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,19 +10,18 @@ from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..attention import ROLES
 from ..errors import ConfigError, CorpusError
-from ..lander import LanderConfig
-from ..lander.layout import CHOICES
 from ..outputs import written_whole
 from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
 from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
 from .corpora import add_data_options, read_corpora
+from .methods import add_method_options, callbacks_of, config_of
 from .options import add_model_options, is_main, load_model, prompt_template, task_type
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
 _EXAMPLE = """example:
-  landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
+  landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out
+  landermt train --method lslo --data en-de=corpus.tsv en-wo=corpus.en-wo.tsv --rank en=2 de=2 wo=8 --output out"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,7 +35,6 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument("--check-languages", action="store_true", help="leave out what is in another language")
-    parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
     parser.add_argument("--output", required=True, help="adapter folder to write")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
@@ -57,17 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, ...")
     parser.add_argument("--dry-run", action="store_true", help="read and check corpora and options; load no model")
-    group = parser.add_argument_group("adapter")
-    group.add_argument("--car", choices=CHOICES["car"], default="off")
-    group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
-    group.add_argument("--tune", choices=CHOICES["tune"], default="pair")
-    group.add_argument("--projections", choices=CHOICES["projections"], default="all", help="of a neuron")
-    group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
-    group.add_argument("--specific-rank", type=int, default=0, help="0: whole rows (default: %(default)s)")
-    group.add_argument(
-        "--attention-modules", nargs="+", choices=ROLES, metavar="ROLE", help="of q, k, v, o; shared by all pairs"
-    )
-    group.add_argument("--attention-rank", type=int, default=16, help="(default: %(default)s)")
+    add_method_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -87,20 +75,9 @@ def run(options: argparse.Namespace) -> None:
             first = corpus.examples[0]
             print(f"{pair}: {report}{unreadable}; first: {first.source[:40]!r} -> {first.target[:40]!r}")
         rows += [example.to_row() for example in corpus]
-    config = LanderConfig(
-        neuron_map=options.neuron_map,
-        language_pairs=list(corpora),
-        car=options.car,
-        inactive_neurons=options.inactive_neurons,
-        tune=options.tune,
-        projections=options.projections,
-        general_rank=options.general_rank or None,
-        specific_rank=options.specific_rank or None,
-        attention_modules=options.attention_modules,
-        attention_rank=options.attention_rank,
-    )
+    config, callbacks = config_of(options, list(corpora)), callbacks_of(options)
     if options.dry_run:
-        print(f"dry run: {len(rows)} rows for {', '.join(config.language_pairs or [])}; nothing trained or written")
+        print(f"dry run: {len(rows)} rows for {', '.join(corpora)}; nothing trained or written")
         return
     set_seed(options.seed)
     base, tokenizer = load_model(options)
@@ -138,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
         data_collator=collator,
         train_dataset=usable,
         processing_class=tokenizer,
+        callbacks=callbacks,
         check_languages=False,  # of the corpora, above
     )
     if options.overwrite and checkpoint is None and is_main(options):

@@ -139,22 +139,33 @@ def learned_weights(model: PeftModel, adapter_name: str = "default") -> dict[str
     """
     from .layer import lslo_layers
 
-    found: dict[Position, list[torch.Tensor]] = defaultdict(list)
     two_stacks = isinstance(getattr(model.peft_config.get(adapter_name), "index", None), dict)
+    logits = []
     for name, layer in lslo_layers(model, adapter_name).items():
-        blocks = layer.blocks(adapter_name)
+        if (blocks := layer.blocks(adapter_name)).word == "learned":
+            logits.append((name, blocks.index_logits.detach()))
+    if not logits:
+        raise AdapterError("adapter_name", adapter_name, 'its index was not learned; train one with index="learned".')
+    return mean_weights(logits, two_stacks)
+
+
+def mean_weights(logits: Iterable[tuple[str, torch.Tensor]], two_stacks: bool) -> dict[str, list[tuple[float, float]]]:
+    """Average the weights (source, target) of the modules of every layer, for each stack.
+
+    Args:
+        logits: Names of modules, and their logits (2,).
+        two_stacks: Whether they are of an encoder-decoder.
+    """
+    found: dict[Position, list[torch.Tensor]] = defaultdict(list)
+    for name, values in logits:
         place = position_of(name, two_stacks)
         assert place is not None
-        if blocks.word == "learned":
-            found[place].append(blocks.index_weights().detach().float().cpu())
-    if not found:
-        raise AdapterError("adapter_name", adapter_name, 'its index was not learned; train one with index="learned".')
-    stacks = sorted({place.stack for place in found}, key=STACKS.index)
-    weights: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
+        found[place].append(values.float().softmax(dim=0).cpu())
+    weights: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for place in sorted(found, key=lambda each: (STACKS.index(each.stack), each.layer)):
         source, target = torch.stack(found[place]).mean(dim=0).tolist()
         weights[place.stack].append((source, target))
-    return weights
+    return dict(weights)
 
 
 def learned_index(model: PeftModel, adapter_name: str = "default") -> Index:

@@ -79,9 +79,9 @@ def entries(model: nn.Module, adapter_name: str) -> list[Entry]:
     Raises:
         AdapterError: There is no such adapter.
     """
+    layers, found = lslo_layers(model, adapter_name), []
     two_stacks = isinstance(model.peft_config[adapter_name].index, dict)  # type: ignore[index]
-    found = []
-    for name, layer in lslo_layers(model, adapter_name).items():
+    for name, layer in layers.items():
         place = position_of(name, two_stacks)
         assert place is not None
         blocks = layer.blocks(adapter_name)
@@ -226,15 +226,24 @@ def subspace_demand(model: PeftModel, adapter_name: str = "default") -> dict[str
     if not model.peft_config[adapter_name].pruned:
         raise ConfigError("pruned", 0.0, 'train the adapter with GradualPruning(scope="layer") first.')
     _check_one_rank(model, adapter_name)
+    return demand((entry.layer, entry.language, entry.weight) for entry in found)
+
+
+def demand(pruned: Iterable[tuple[str, str, torch.Tensor]]) -> dict[str, dict[str, float]]:
+    """Compute what [`subspace_demand`] returns.
+
+    Args:
+        pruned: Layers, languages, and factors B of each, whose pruned entries are zero.
+    """
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for entry in found:
-        zeros = int((entry.weight == 0).sum())
-        for language in (entry.language, ""):
-            counts[entry.layer, language][0] += zeros
-            counts[entry.layer, language][1] += entry.weight.numel()
+    for layer, language, weight in pruned:
+        zeros = int((weight == 0).sum())
+        for counted in (language, ""):
+            counts[layer, counted][0] += zeros
+            counts[layer, counted][1] += weight.numel()
     shares = {key: zeros / total for key, (zeros, total) in counts.items()}
-    demand: dict[str, dict[str, float]] = {entry.language: {} for entry in found}
+    found: dict[str, dict[str, float]] = defaultdict(dict)
     for layer, language in shares:
         if language:
-            demand[language][layer] = shares[layer, language] - shares[layer, ""]
-    return demand
+            found[language][layer] = shares[layer, language] - shares[layer, ""]
+    return dict(found)
