@@ -53,7 +53,9 @@ def print_adapter(folder: Path) -> None:
     """Print pairs, options and sizes of an adapter folder."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, RoutedConfig):
-        raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER or LSLO one.")
+        raise AdapterError(
+            "path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one, nor an LSLO one."
+        )
     if config.PEFT_TYPE != "LANDER":
         print(f"method: {config.METHOD_NAME}")
     print(f"language pairs: {', '.join(config.language_pairs or ['none named'])}")
