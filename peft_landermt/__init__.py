@@ -1,4 +1,4 @@
-"""LANDeRMT: language-aware neurons for adapting language models to translation, as a PEFT plugin.
+"""LANDeRMT and LSLo: language-aware neurons, and language-specific LoRA, for translation, as a PEFT plugin.
 
 Importing this package registers the PEFT types `LANDER` and `LSLO`; nothing else happens.
 """
