@@ -83,34 +83,43 @@ class LanguageFactors(Blocks):
         """Return the weights (2,) of the source and of the target language; they add up to 1."""
         return self.index_logits.float().softmax(dim=0)
 
-    def update(self, team: Team, dtype: torch.dtype) -> Update:
-        """Make ΔW for a team: the factors of all its languages side by side, of which each sample uses its own.
+    def update(self, team: Team, dtype: torch.dtype, by_sample: bool = False) -> Update:
+        """Make ΔW for a team whose samples may have different languages.
 
         Args:
             team: Samples and their pairs.
             dtype: Type to multiply in.
+            by_sample: Whether each sample gets factors of its own, (n, r, in) and (n, out, r), which are fewer
+                products where a sample has many tokens. Otherwise the factors of all languages lie side by side,
+                and each sample uses its own.
         """
         sides = SIDES[self.word]
         languages = _languages(team.pairs, sides)
         weights = self.index_weights() if self.word == "learned" else None
+        mixed = any(len(of_side) > 1 for of_side in languages)
         downs, ups = [], []
         for index, of_side in enumerate(languages):
-            for language in of_side:
-                down, up = self.factors(language)
-                if weights is not None:
-                    down = down * (weights[index] * self.scaling)
-                elif self.scaling != 1:
-                    down = down * self.scaling
-                downs.append(down)
-                ups.append(up)
+            factors = [self._weighted(language, None if weights is None else weights[index]) for language in of_side]
+            if mixed and by_sample:
+                factors = [_of_samples(team, sides[index], of_side, factors, dtype)]
+            downs += [down for down, _ in factors]
+            ups += [up for _, up in factors]
         scale = None
-        if any(len(of_side) > 1 for of_side in languages):
-            assert team.of_sample is not None
+        if mixed and not by_sample:
             ranks = tuple(self.ranks[language] for of_side in languages for language in of_side)
-            key = ("languages", sides, team.pairs, ranks, dtype, team.of_sample)
-            scale = team.call.once(key, _used, team, sides, languages, ranks, dtype)
-        down, up = (downs[0], ups[0]) if len(downs) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
+            scale = team.call.once(
+                ("ranks", sides, team.pairs, ranks, dtype, team.of_sample), _used, team, sides, languages, ranks, dtype
+            )
+        down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=-2)
+        up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=-1)
         return Update(down.to(dtype), up.to(dtype), scale=scale, dropout=self.dropout if self.training else 0.0)
+
+    def _weighted(self, language: str, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A times all that B A is multiplied by, and B."""
+        down, up = self.factors(language)
+        if weight is not None:
+            return down * (weight * self.scaling), up
+        return (down if self.scaling == 1 else down * self.scaling), up
 
     def extra_repr(self) -> str:
         """Tell the index and the ranks."""
@@ -121,6 +130,31 @@ class LanguageFactors(Blocks):
 @lru_cache(1024)
 def _languages(pairs: tuple[str, ...], sides: tuple[int, ...]) -> Languages:
     return tuple(tuple(dict.fromkeys(pair.split("-")[side] for pair in pairs)) for side in sides)
+
+
+def _of_samples(
+    team: Team,
+    side: int,
+    languages: tuple[str, ...],
+    factors: list[tuple[torch.Tensor, torch.Tensor]],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (n, r, in) and B (n, out, r) of each sample's language; smaller ranks are filled up with zeros.
+
+    Chosen by a product with ones and zeros, whose gradient, unlike that of an indexing, has one order of summation.
+    """
+    rank = max(down.shape[0] for down, _ in factors)
+    if any(down.shape[0] < rank for down, _ in factors):
+        pad, missing = nn.functional.pad, [rank - down.shape[0] for down, _ in factors]
+        factors = [
+            (pad(down, (0, 0, 0, count)), pad(up, (0, count)))
+            for (down, up), count in zip(factors, missing, strict=True)
+        ]
+    downs, ups = (torch.stack(each).to(dtype) for each in zip(*factors, strict=True))
+    ones = (1,) * len(languages)
+    key = ("languages", side, team.pairs, dtype, team.of_sample)
+    chosen = team.call.once(key, _used, team, (side,), (languages,), ones, dtype).squeeze(1)
+    return tuple((chosen @ each.flatten(1)).view(-1, *each.shape[1:]) for each in (downs, ups))  # type: ignore[return-value]
 
 
 def _used(

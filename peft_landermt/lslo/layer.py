@@ -17,6 +17,9 @@ from ..routed.projection import Projection, Share
 from ..routed.routing import Routing
 from .factors import LanguageFactors
 
+LONG = 16
+"""Tokens of a sample, from which on factors of its own are cheaper than those of all languages side by side."""
+
 
 class LsloLinear(RoutedLayer, Projection):
     """Wraps a linear layer of any class, quantized ones included, which is stored as `base_layer`.
@@ -84,6 +87,9 @@ class LsloLinear(RoutedLayer, Projection):
         # on a CPU in the factors' own type; many have no instructions for half precision
         own = next(iter(team.blocks.parameters())).dtype
         dtype = own if states is None or states.device.type == "cpu" else states.dtype
+        by_sample = states is not None and states.dim() == 3 and states.shape[1] >= LONG
+        if by_sample:  # not kept from token to token: these are for the tokens of a prompt
+            return Share((team.blocks.update(team, dtype, by_sample=True),))
         return Share((team.kept(("factors", dtype), team.blocks.update, team, dtype),))
 
 

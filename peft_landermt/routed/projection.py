@@ -31,7 +31,8 @@ class Update:
 
     Low-rank factors have both `down` (r, in) and `up` (out, r), or `up` (n, r) and the `place` (n,) of its outputs.
     Whole rows of outputs have `down` (n, in) and no `up`, but a place; columns of inputs have `up` (out, n) and their
-    place, in `pick` (n,).
+    place, in `pick` (n,). Where each sample has factors of its own, `down` is (samples, r, in) and `up` (samples, out,
+    r).
 
     Attributes:
         scale: s, broadcast with z (samples, tokens, r or n): which samples use what, and gates; None for 1.
@@ -114,14 +115,20 @@ def add_updates(result: torch.Tensor, states: torch.Tensor, updates: Sequence[Up
         if update.dropout:
             thin = F.dropout(thin, update.dropout)
         if update.down is not None:
-            thin = F.linear(thin.to(update.down.dtype), update.down)
+            thin = _multiplied(thin, update.down)
         if update.scale is not None:
             thin = thin * update.scale
         if update.up is not None:
-            thin = F.linear(thin.to(update.up.dtype), update.up)
+            thin = _multiplied(thin, update.up)
         thin = thin.to(result.dtype)
         result = result + thin if update.place is None else result.index_add(-1, update.place, thin)
     return result
+
+
+def _multiplied(states: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply (n, tokens, in) by (out, in), or by (n, out, in)."""
+    states = states.to(factor.dtype)
+    return F.linear(states, factor) if factor.dim() == 2 else states @ factor.transpose(1, 2)
 
 
 class Asked(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 
 from peft_landermt.errors import LanguagePairError
+from peft_landermt.lslo import layer as layer_module
 
 from ..conftest import PAIRS
 from ..tuner.helpers import ids, logits
+from ..tuner.helpers import ids as some_ids
 from .helpers import BOTH_WAYS, DECODER_ONLY, TWO_STACKS, adapt, build, layers_of, parameters
 
 ARCHITECTURES = [
@@ -30,9 +33,11 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.parametrize("tokens", [8, 24])
 @pytest.mark.parametrize("kind", INDEXES)
-def test_a_mixed_batch_is_each_sample_alone(architecture: str, kind: str) -> None:
-    model = adapt(build(architecture), PAIRS, **INDEXES[kind])
+def test_a_mixed_batch_is_each_sample_alone(architecture: str, kind: str, tokens: int) -> None:
+    """Also where samples are so long that each has factors of its own."""
+    model, ids = adapt(build(architecture), PAIRS, **INDEXES[kind]), partial(some_ids, length=tokens)
     together = logits(model, ids(), language_pairs=PAIRS)
     for row, pair in enumerate(PAIRS):
         alone = logits(model, ids()[row : row + 1], language_pairs=[pair])
@@ -63,6 +68,19 @@ def expected_side(name: str, layers: int = 4) -> str:
     return "target"
 
 
+@pytest.mark.parametrize("kind", INDEXES)
+def test_gradients_of_long_samples_are_those_of_short_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of each sample, and those of all languages side by side, are two ways to compute the same."""
+    found = []
+    for limit in (1, 1000):
+        monkeypatch.setattr(layer_module, "LONG", limit)
+        model = adapt(build("llama"), PAIRS, **INDEXES[kind]).train()
+        model(input_ids=ids(), labels=ids(), language_pairs=PAIRS).loss.backward()
+        found.append({name: weight.grad for name, weight in parameters(model).items()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_gradients_reach_the_languages_of_a_sample_only(architecture: str) -> None:
     """Of its source in source-indexed layers and of its target in target-indexed ones; others are None, not zero."""
     model = adapt(build(architecture), PAIRS, rank=1).train()
@@ -74,9 +92,11 @@ def test_gradients_reach_the_languages_of_a_sample_only(architecture: str) -> No
         assert not used or weight.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("tokens", [8, 24])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_absent_languages_stay_through_momentum(weight_decay: float) -> None:
+def test_absent_languages_stay_through_momentum(weight_decay: float, tokens: int) -> None:
     """fr was trained with momentum; steps without it leave it bit for bit."""
+    ids = partial(some_ids, length=tokens)
     model = adapt(build("llama"), PAIRS).train()
     chosen = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=1e-2, weight_decay=weight_decay)
@@ -155,8 +175,10 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     torch.testing.assert_close(back.flip(0), there, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"index": "learned"}])
-def test_a_forward_makes_the_masks_of_a_batch_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("options", "tokens", "count"), [({}, 8, 1), ({}, 24, 1), ({"index": "learned"}, 24, 2)])
+def test_a_forward_makes_the_masks_of_a_batch_once(
+    options: dict[str, Any], tokens: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not once a layer: on a GPU each would be a copy from the host."""
     from peft_landermt.lslo import factors
 
@@ -164,8 +186,8 @@ def test_a_forward_makes_the_masks_of_a_batch_once(options: dict[str, Any], monk
     original = factors._used
     monkeypatch.setattr(factors, "_used", lambda *args: (made.append(1), original(*args))[1])
     model = adapt(build("llama"), PAIRS, **options)
-    logits(model, ids(), language_pairs=PAIRS)
-    assert len(made) == 1 and len(layers_of(model)) == 28
+    logits(model, ids(length=tokens), language_pairs=PAIRS)
+    assert len(made) == count and len(layers_of(model)) == 28
 
 
 def test_a_call_of_one_language_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,4 +195,5 @@ def test_a_call_of_one_language_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(factors, "_used", None)
     model: PeftModel = adapt(build("llama"), [*PAIRS, "fr-de"])
-    logits(model, ids(), language_pairs=["en-de", "fr-de", "en-de"])
+    for tokens in (8, 24):
+        logits(model, ids(length=tokens), language_pairs=["en-de", "fr-de", "en-de"])

@@ -33,13 +33,15 @@ def by_hand(word: str, scaling: float = 1.0):
     return layer
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("scaling", [1.0, 0.5])
 @pytest.mark.parametrize("word", EXPECTED)
-def test_forward(word: str, scaling: float) -> None:
+def test_forward(word: str, scaling: float, tokens: int) -> None:
     layer = by_hand(word, scaling)
     expected = torch.tensor(EXPECTED[word])
     with called_with(layer, "en-de", "de-en"):
-        torch.testing.assert_close(layer(X).squeeze(1), expected)
+        output = layer(X.expand(2, tokens, 2))
+        torch.testing.assert_close(output, expected.unsqueeze(1).expand(2, tokens, 2))
     for index, pair in enumerate(("en-de", "de-en")):
         with called_with(layer, pair):
             torch.testing.assert_close(layer(X[:1]).squeeze(1), expected[index : index + 1])
