@@ -1,8 +1,8 @@
 """PEFT type `LSLO`: language-specific LoRA with a learned index and gradual pruning."""
 
 from .config import LsloConfig
-from .index import learned_index
 from .layer import LsloLinear
+from .learned import learned_index
 from .model import LsloModel
 from .pruning import GradualPruning, subspace_demand
 

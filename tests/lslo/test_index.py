@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 
 from peft_landermt import learned_index
 from peft_landermt.errors import AdapterError, ArchitectureError, ConfigError
-from peft_landermt.lslo.index import Position, count_layers, in_words, learned_weights, position_of, written_out
+from peft_landermt.lslo.index import Position, count_layers, in_words, position_of, written_out
+from peft_landermt.lslo.learned import learned_weights
 
 from ..conftest import PAIRS
 from ..tuner.helpers import ids
