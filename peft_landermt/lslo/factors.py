@@ -38,6 +38,8 @@ class LanguageFactors(Blocks):
         init_weights: True: A within ±1/√in, B zero; `"paper"`: A within ±1/√r, B zero; False: both random.
 
     Attributes:
+        all_take_part: Whether languages that do not occur get a gradient of zeros in place of none, because processes
+            that split the factors add up gradients of all languages.
         masks: For languages whose factors are being pruned, bool (out, r): which entries of B are left. Not saved:
             what is pruned is zero.
     """
@@ -59,6 +61,7 @@ class LanguageFactors(Blocks):
     ) -> None:
         super().__init__()
         self.word, self.ranks, self.scaling, self.dropout = word, dict(ranks), scaling, dropout
+        self.all_take_part = False
         self.masks: dict[str, torch.Tensor] = {}
         for language, rank in ranks.items():
             factor_a = torch.empty(rank, inside, device=device, dtype=dtype)
@@ -111,6 +114,8 @@ class LanguageFactors(Blocks):
                 ("ranks", sides, team.pairs, ranks, dtype, team.of_sample), _used, team, sides, languages, ranks, dtype
             )
         down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=-2)
+        if self.all_take_part:
+            down = down + sum((weight * 0).sum() for weight in self.parameters())
         up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=-1)
         return Update(down.to(dtype), up.to(dtype), scale=scale, dropout=self.dropout if self.training else 0.0)
 

@@ -87,6 +87,15 @@ class LsloModel(RoutedTuner):
         if layer is not target:
             self._put(parent, target_name, layer, adapter_name)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base model; see [`RoutedTuner.forward`][peft_landermt.routed.tuner.RoutedTuner.forward]."""
+        for layer in self._layers() if self.training else ():
+            for blocks in layer.adapters.values():
+                assert isinstance(blocks, LanguageFactors)
+                # FSDP has split them, and gathers them when their layer is called
+                blocks.all_take_part = any(hasattr(weight, "device_mesh") for weight in blocks.parameters())
+        return super().forward(*args, **kwargs)
+
     def _metrics(self, adapter_name: str) -> dict[str, float]:
         layers = [layer for layer in self._layers() if isinstance(layer, LsloLinear) and layer.holds(adapter_name)]
         return training_metrics(layers, adapter_name, self.peft_config[adapter_name].pruned)

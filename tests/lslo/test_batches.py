@@ -18,7 +18,7 @@ from ..tuner.helpers import ids as some_ids
 from .helpers import BOTH_WAYS, DECODER_ONLY, TWO_STACKS, adapt, build, layers_of, parameters
 
 ARCHITECTURES = [
-    each if each in ("llama", "gpt2", "m2m100") else pytest.param(each, marks=pytest.mark.slow)
+    each if each in ("llama", "m2m100") else pytest.param(each, marks=pytest.mark.slow)
     for each in (*DECODER_ONLY, *TWO_STACKS)
 ]
 INDEXES: dict[str, dict[str, Any]] = {

@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..conftest import PAIRS
@@ -25,18 +27,26 @@ def loss(model: torch.nn.Module, rank: int) -> torch.Tensor:
     return model(input_ids=batch, labels=batch, language_pairs=BATCHES[rank]).loss
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(rank: int, method: str, folder: Path) -> None:
     join_processes(rank, 2, folder)
     try:
         model = adapt(build("llama"), PAIRS, index="learned").train()
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as transformers' Trainer does
+        wrapped: torch.nn.Module = model
+        if method == "ddp":
+            wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as transformers' Trainer does
+        else:
+            for block in model.get_base_model().model.layers:
+                fully_shard(block)
+            fully_shard(model)
         optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
         for _ in range(2):
             optimizer.zero_grad()
             loss(wrapped, rank).backward()
             optimizer.step()
+        full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = None if method == "ddp" else get_model_state_dict(model, options=full)
         if rank == 0:
-            model.save_pretrained(folder / "adapter")
+            model.save_pretrained(folder / "adapter", state_dict=state)
         dist.barrier()
     finally:
         dist.destroy_process_group()
@@ -44,8 +54,9 @@ def worker(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    mp.spawn(worker, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize("method", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(method: str, tmp_path: Path) -> None:
+    mp.spawn(worker, (method, tmp_path), nprocs=2)
     model = adapt(build("llama"), PAIRS, index="learned").train()
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
     for _ in range(2):

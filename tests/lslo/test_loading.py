@@ -96,7 +96,7 @@ def models() -> dict[str, nn.Module]:
     return {road: make(kind) for road, (kind, _) in ROADS.items()}
 
 
-QUICK = ("from_pretrained", "hotswap_adapter")
+QUICK = ("from_pretrained",)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -163,6 +163,7 @@ def test_training_resumes_where_it_was(tokenizer: Any, tmp_path: Path) -> None:
     assert again.peft_config["default"].pruned == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_a_pruned_adapter_is_pruned_further_only(tokenizer: Any, tmp_path: Path) -> None:
     model = adapt(build("llama"), PAIRS, target_modules=["o_proj"])
     train(model, tokenizer, tmp_path, [GradualPruning(0.8)])
