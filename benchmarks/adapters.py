@@ -11,7 +11,7 @@ from peft import LoraConfig, ShiraConfig, get_peft_model, initialize_lora_eva_we
 from peft.tuners.lora.loraga import preprocess_loraga
 from runs import LANDER, LORA, Run
 
-from peft_landermt import LanderConfig, NeuronMap
+from peft_landermt import LanderConfig, LsloConfig, NeuronMap
 
 Batches = Callable[[], Sequence[dict[str, Any]]]
 """Gives batches of training rows, for starts that look at data."""
@@ -35,6 +35,9 @@ def adapt(model: Any, run: Run, neuron_map: NeuronMap | None, batches: Batches =
     elif run.method == "shira":
         options = {"r": 16, "target_modules": "all-linear", "random_seed": run.seed, **run.options}
         model = get_peft_model(model, ShiraConfig(task_type="CAUSAL_LM", **options))
+    elif run.method == "lslo":
+        config = LsloConfig(task_type="CAUSAL_LM", language_pairs=list(run.pairs), **run.options)
+        model = get_peft_model(model, config)
     if run.method == "adapter":
         add_bottlenecks(model.requires_grad_(False), **run.options)
     elif run.method == "adapter-lora":

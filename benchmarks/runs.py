@@ -13,7 +13,9 @@ UNTRAINED = ("zero-shot", "few-shot")
 LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
 """`lander-lora` has LoRA in the attention, which LANDeRMT leaves alone; at the scale of LANDeRMT's factors."""
-METHODS = (*UNTRAINED, "full", "adapter", "shira", *LORA, *LANDER)
+ROUTED = (*LANDER, "lslo")
+"""Methods whose adapters serve their own directions only."""
+METHODS = (*UNTRAINED, "full", "adapter", "shira", *LORA, *ROUTED)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Run:
         templates: How many of the ten prompt templates are drawn from.
         seed: Of initial weights, order and templates; and of `control`.
         detection: Options of `detect_neurons`.
-        options: Options of `LanderConfig`, `LoraConfig`, `ShiraConfig` or `add_bottlenecks`.
+        options: Options of `LanderConfig`, `LsloConfig`, `LoraConfig`, `ShiraConfig` or `add_bottlenecks`.
         trainer: Options of `LanderTrainer`.
+        pruning: Options of `GradualPruning`; none: nothing is pruned. What is pruned is kept as the last epoch leaves
+            it.
         control: Something of the same size in place of what was detected; one of `CONTROLS`.
     """
 
@@ -56,6 +60,7 @@ class Run:
     detection: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=lambda: {"row_lr_ratio": 0.03})
+    pruning: Mapping[str, Any] = field(default_factory=dict)
     control: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +111,8 @@ class Run:
             values.pop("detection")
         if self.schedule == "cosine":  # runs from before there was a choice have keys too
             values.pop("schedule")
+        if not self.pruning:
+            values.pop("pruning")
         if self.method in UNTRAINED:
             values = {"method": self.method}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -28,10 +28,17 @@ from common import (
 from controls import control, controlled, gradient_norms, layers_by_gradient
 from epochs import EpochLosses, cosine_by_epoch, lowest
 from filelock import FileLock
-from runs import LANDER, UNTRAINED, Run, Test
+from runs import ROUTED, UNTRAINED, Run, Test
 from transformers import TrainingArguments, set_seed
 
-from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, detect_neurons, evaluate_translation
+from peft_landermt import (
+    GradualPruning,
+    LanderTrainer,
+    NeuronMap,
+    TranslationCollator,
+    detect_neurons,
+    evaluate_translation,
+)
 from peft_landermt.demo import load_base
 from peft_landermt.detection import select_layers
 from peft_landermt.translation import TEMPLATES
@@ -133,7 +140,8 @@ class Workbench:
     def train(
         self, run: Run, model: Any, rows: int, learning_rate: float, more: Sequence[dict[str, str]] = ()
     ) -> list[dict[str, Any]]:
-        """Train in place on the first `rows` sentence pairs of every direction, and keep the best epoch's weights.
+        """Train in place on the first `rows` sentence pairs of every direction, and keep the best epoch's weights, or
+        the last one's where the run prunes.
 
         Args:
             run: What is done.
@@ -149,6 +157,7 @@ class Workbench:
         steps = math.ceil(math.ceil(len(examples) / run.batch_size) / run.accumulation)
         warmup = math.ceil(0.06 * steps)
         epochs = EpochLosses(run.seed, lambda: self.development_losses(run, model, run.pairs))
+        callbacks = [epochs, *([GradualPruning(**run.pruning)] if run.pruning else [])]
         arguments = {
             "learning_rate": learning_rate,
             "num_train_epochs": run.epochs,
@@ -160,13 +169,13 @@ class Workbench:
             "weight_decay": 0.0,
             "logging_steps": 10,
         }
-        trainer = self._trainer(run, model, run.templates, arguments, train_dataset=examples, callbacks=[epochs])
+        trainer = self._trainer(run, model, run.templates, arguments, train_dataset=examples, callbacks=callbacks)
         if run.schedule == "cosine":
             trainer.lr_scheduler = cosine_by_epoch(trainer.create_optimizer(), warmup, steps)
         trainer.train()
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                if name in epochs.best:
+                if name in epochs.best and not run.pruning:
                     weight.copy_(epochs.best[name])
         return epochs.found
 
@@ -252,7 +261,7 @@ class Workbench:
             group = tuple(pair for pair in pairs if (pair in run.pairs) == own)
             if not group:
                 continue
-            if run.method in LANDER and not own:
+            if run.method in ROUTED and not own:
                 model = model.merge_and_unload()  # an adapter serves only its own pairs; this shows the others
             measured = set(group) <= result["development_losses"].keys()
             if not measured and run.method != "few-shot":  # its examples are in the prompts that are scored
@@ -279,7 +288,10 @@ class Workbench:
         result["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         result["by_epoch"] = self.train(run, model, run.rows, learning_rate)
         result["train_seconds"] = sum(epoch["seconds"] for epoch in result["by_epoch"])
-        best = lowest(result["by_epoch"])
+        best = result["by_epoch"][-1] if run.pruning else lowest(result["by_epoch"])
+        if run.pruning:
+            trained = [weight for weight in model.parameters() if weight.requires_grad]
+            result["nonzero_parameters"] = sum(int(weight.count_nonzero()) for weight in trained)
         result |= {name: best[name] for name in ("development_loss", "development_losses")}
         return model
 

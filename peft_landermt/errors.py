@@ -53,11 +53,11 @@ class ArchitectureError(LanderError):
 
 
 class ConfigError(LanderError):
-    """An option of `LanderConfig` is wrong, or options contradict each other."""
+    """An option of a config is wrong, or options contradict each other."""
 
 
 class UnknownOptionError(ConfigError, TypeError):
-    """`LanderConfig` has no such field; a `TypeError` too, as for any unknown keyword."""
+    """A config has no such field; a `TypeError` too, as for any unknown keyword."""
 
 
 class AdapterError(LanderError):
@@ -65,7 +65,7 @@ class AdapterError(LanderError):
 
 
 class RegistrationError(ImportError):
-    """PEFT is too old or too new, or another package took the name LANDER."""
+    """PEFT is too old or too new, or another package took the name LANDER or LSLO."""
 
 
 class ConcurrencyError(LanderError):

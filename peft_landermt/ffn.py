@@ -247,40 +247,57 @@ def check_addressable(model: nn.Module, ffns: Sequence[FFN], *, only_calls: bool
         ArchitectureError: If one is registered at several places, its weights are split over processes, or they are
             on disk and nothing would fetch them.
     """
+    parts = [(ffn.name, ffn.module, ffn.module.get_submodule(ffn.output)) for ffn in ffns]
+    check_modules_addressable(model, parts, ("FFN", "neurons"), only_calls=only_calls)
+
+
+def check_modules_addressable(
+    model: nn.Module,
+    parts: Sequence[tuple[str, nn.Module, nn.Module]],
+    called: tuple[str, str],
+    *,
+    only_calls: bool = False,
+) -> None:
+    """Check modules as [`check_addressable`] does FFNs.
+
+    Args:
+        model: The model.
+        parts: For every module its name, itself, and its last linear layer.
+        called: What a module is, and what it has of its own, for messages.
+        only_calls: Whether weights matter only while the model is called; then FSDP may have split them.
+    """
+    what, own = called
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    for ffn in ffns:
-        if places[id(ffn.module)] > 1:
+    for name, module, output in parts:
+        if places[id(module)] > 1:
             raise ArchitectureError(
                 "model",
-                ffn.name,
-                f"is one FFN at {places[id(ffn.module)]} places, so its neurons belong to no one layer; give each "
+                name,
+                f"is one {what} at {places[id(module)]} places, so its {own} belong to no one layer; give each "
                 "layer its own with copy.deepcopy, or leave it out of target_modules.",
             )
-        split = [weight for weight in ffn.module.parameters() if hasattr(weight, "device_mesh")]
-        if split and not (only_calls and _gathered_by_fsdp(model, ffn, split)):
+        split = [weight for weight in module.parameters() if hasattr(weight, "device_mesh")]
+        if split and not (only_calls and _gathered_by_fsdp(model, name, split)):
             raise ArchitectureError(
                 "model",
-                ffn.name,
-                "its weights are split over processes (DTensor), and with them its neurons; load the model without a "
+                name,
+                f"its weights are split over processes (DTensor), and with them its {own}; load the model without a "
                 "tensor-parallel plan, and for FSDP adapt it before it is split.",
             )
-        output = ffn.module.get_submodule(ffn.output)
         if getattr(model, "hf_device_map", None) is not None and device_and_dtype(output)[0].type == "meta":
             raise ArchitectureError(
                 "model",
-                ffn.name,
+                name,
                 "its weights are on disk, and PeftModel.from_pretrained took away the hooks that fetch them; load the "
-                "base anew, make the model with get_peft_model and LanderConfig.from_pretrained(folder), and read the "
+                "base anew, make the model with get_peft_model and PeftConfig.from_pretrained(folder), and read the "
                 "weights with set_peft_model_state_dict(model, load_peft_weights(folder)).",
             )
 
 
-def _gathered_by_fsdp(model: nn.Module, ffn: FFN, split: Sequence[nn.Parameter]) -> bool:
-    """Whether FSDP2, and no tensor-parallel plan, has split the weights of an FFN; it gathers them for every call."""
+def _gathered_by_fsdp(model: nn.Module, name: str, split: Sequence[nn.Parameter]) -> bool:
+    """Whether FSDP2, and no tensor-parallel plan, has split a module's weights; it gathers them for every call."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # loaded where it was used, and slow to import where not
     if fsdp is None or any(weight.device_mesh.ndim > 1 for weight in split):  # type: ignore[attr-defined]
         return False
-    around = [
-        module for name, module in model.named_modules() if f"{ffn.name}.".startswith(f"{name}." if name else "")
-    ]
+    around = [module for each, module in model.named_modules() if f"{name}.".startswith(f"{each}." if each else "")]
     return any(isinstance(module, fsdp.FSDPModule) for module in around)

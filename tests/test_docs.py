@@ -19,7 +19,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from peft_landermt import LanderConfig, detect_neurons, split_adapter
+from peft_landermt import LanderConfig, LsloConfig, detect_neurons, split_adapter
 from peft_landermt.cli import make_parser
 
 from .conftest import SENTENCES, build_model
@@ -132,12 +132,26 @@ def serving(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     return {**loading(tokenizer, monkeypatch), "tokenizer": tokenizer}
 
 
+def lslo_training(tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    texts = list(zip(SENTENCES["en"], SENTENCES["de"], strict=True))
+    rows = [{"source": en, "target": de, "language_pair": "en-de"} for en, de in texts]
+    arguments = transformers.TrainingArguments("out", max_steps=3, report_to=[], use_cpu=True, disable_tqdm=True)
+    return {"base": build_model("gemma3"), "tokenizer": tokenizer, "rows": rows, "arguments": arguments}
+
+
+def lslo_pruning(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    names = lslo_training(tokenizer, monkeypatch)
+    config = LsloConfig(task_type="CAUSAL_LM", language_pairs=PAIRS, rank=2)
+    return {**names, "model": get_peft_model(names["base"], config)}
+
+
 NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
     "README.md": [whole_way, loading, several_pairs, sharing],
     "docs/training.md": [corpus, training, chats],
     "docs/serving.md": [serving],
     "docs/growing.md": [adding, composing, composing],
     "docs/architectures.md": [named_layout, encoder_decoder],
+    "docs/lslo.md": [lslo_training, lslo_pruning],
 }
 """For every page, what each of its blocks takes for granted."""
 
@@ -167,7 +181,7 @@ def commands(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/growing.md", "docs/serving.md", "docs/scale.md"]
+    "page", ["README.md", "docs/training.md", "docs/growing.md", "docs/serving.md", "docs/lslo.md", "docs/scale.md"]
 )
 def test_commands_have_the_options_that_there_are(page: str) -> None:
     found = commands(page)

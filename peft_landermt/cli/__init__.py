@@ -17,6 +17,7 @@ from . import (
     compose,
     detect,
     evaluate,
+    export,
     extend,
     inspect,
     join,
@@ -32,7 +33,7 @@ from .config_file import expand
 
 _COMMANDS = (
     *(quickstart, detect, train, evaluate, translate, inspect, report),
-    *(extend, compose, remove, split, join, merge),
+    *(extend, compose, remove, split, join, merge, export),
 )
 
 

@@ -14,6 +14,7 @@ from ..errors import AdapterError
 from ..escaping import printable
 from ..lander import LanderConfig
 from ..neuron_map import NeuronMap
+from ..routed.config import RoutedConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,19 +52,24 @@ def print_neuron_map(neuron_map: NeuronMap) -> None:
 def print_adapter(folder: Path) -> None:
     """Print pairs, options and sizes of an adapter folder."""
     config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LanderConfig):
-        raise AdapterError("path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one.")
+    if not isinstance(config, RoutedConfig):
+        raise AdapterError(
+            "path", str(folder), f"holds a {config.peft_type} adapter, not a LANDER one, nor an LSLO one."
+        )
+    if config.PEFT_TYPE != "LANDER":
+        print(f"method: {config.METHOD_NAME}")
     print(f"language pairs: {', '.join(config.language_pairs or ['none named'])}")
     for origin, of_origin in config.origins.items():
         print(f"{origin.lower()}: {', '.join(of_origin)}")
     base = f"{config.base_model_name_or_path} (weights {config.base_fingerprint or 'not checked'})"
     print(f"base model: {printable(base)}")
-    print(f"neuron map: {printable(config.neuron_map_signature or 'none: all neurons are general')}")
+    part, chosen_by = config.origin
+    print(f"{part.lower()}: {printable(chosen_by)}")
     print("options:", *(f"{name}={value}" for name, value in config.method_options.items()))
     print(f"prompt: {config.prompt!r}")
     size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     print(f"size: {size / 1e6:.2f} MB")
-    if config.neuron_counts:
+    if isinstance(config, LanderConfig) and config.neuron_counts:
         print("\n| FFN | neurons | general | specific | pairs |\n|---|---|---|---|---|")
         for module, counts in config.neuron_counts.items():
             specific = ", ".join(f"{language} {count}" for language, count in counts["specific"].items())

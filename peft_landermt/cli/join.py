@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..lander.adapters import join_adapters
+from ..routed.adapters import join_adapters
 from .options import add_model_options, load_model
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 

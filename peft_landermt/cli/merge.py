@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load_adapted_model(options, as_stored=True)
     if options.pair:
         if not hasattr(model, "set_language_pair"):
-            raise AdapterError("--adapter", options.adapter, "is no LANDER adapter; leave out --pair.")
+            raise AdapterError("--adapter", options.adapter, "is no LANDER or LSLO adapter; leave out --pair.")
         model.set_language_pair(options.pair)
     merged = model.merge_and_unload(safe_merge=True)
     with new_folder(folder) as partial:

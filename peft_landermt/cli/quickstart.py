@@ -19,9 +19,9 @@ from ..demo import DemoCorpus, load_demo_corpus
 from ..detection import detect_neurons
 from ..errors import AdapterError, ConfigError
 from ..lander import LanderConfig
-from ..lander.adapters import split_adapter
 from ..language_pair import parse_pairs
 from ..neuron_map import NeuronMap
+from ..routed.adapters import split_adapter
 from ..seq2seq import is_encoder_decoder
 from ..translation import (
     TEMPLATES,

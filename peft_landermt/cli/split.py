@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..lander.adapters import split_adapter
+from ..routed.adapters import split_adapter
+from ..routed.config import RoutedConfig
 from .options import add_model_options, load_adapted_model, require_adapter
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
@@ -19,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--output", required=True, help="folder for the pairs' folders")
+    parser.add_argument("--by", choices=("pair", "language"), default="pair", help="language: LSLo adapters only")
     add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
@@ -26,7 +28,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     require_adapter(options)
     model, _ = load_adapted_model(options)
-    pairs = getattr(model.peft_config["default"], "language_pairs", None) or []
-    claim_folder(options, [f"{pair}/{name}" for pair in pairs for name in ADAPTER])
-    for pair, folder in split_adapter(model, options.output).items():
-        print(f"{pair}: {folder}")
+    config = model.peft_config["default"]
+    parts = model.base_model.parts("default", config, options.by) if isinstance(config, RoutedConfig) else []
+    claim_folder(options, [f"{part}/{name}" for part in parts for name in ADAPTER])
+    for part, folder in split_adapter(model, options.output, by=options.by).items():
+        print(f"{part}: {folder}")

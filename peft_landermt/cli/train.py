@@ -8,16 +8,14 @@ from typing import Any
 from peft import PeftConfig, get_peft_model
 from transformers import set_seed
 
-from ..attention import ROLES
 from ..errors import ConfigError
-from ..lander import LanderConfig
-from ..lander.config import AUTO
-from ..lander.layout import CHOICES
+from .methods import add_method_options, callbacks_of, config_of
 from .options import add_model_options, load_model, prompt_template, task_type
 from .training import add_training_options, begin, fit, make_collator, read_rows, select_usable
 
 _EXAMPLE = """example:
-  landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out"""
+  landermt train --neuron-map map.safetensors --data en-de=corpus.tsv de-en=corpus.de-en.tsv --output out
+  landermt train --method lslo --data en-de=corpus.tsv en-wo=corpus.en-wo.tsv --rank en=2 de=2 wo=8 --output out"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,29 +28,13 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser)
     add_training_options(parser)
-    parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
     parser.add_argument(
         "--prompt",
         metavar="TEMPLATE",
         help="'chat', the tokenizer's chat template, for instruct models, or a text with {source}, {source_language} "
         "and {target_language}; kept with the adapter for translation (default: one of ten for each row)",
     )
-    group = parser.add_argument_group("adapter")
-    group.add_argument("--car", choices=CHOICES["car"], default="off")
-    group.add_argument("--inactive-neurons", choices=CHOICES["inactive_neurons"], default="keep")
-    group.add_argument("--tune", choices=CHOICES["tune"], default="pair")
-    group.add_argument("--projections", choices=CHOICES["projections"], default="output", help="of a neuron")
-    group.add_argument("--general-rank", type=int, default=16, help="0: whole rows (default: %(default)s)")
-    group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows (default: %(default)s)")
-    group.add_argument(
-        "--attention-modules",
-        nargs="+",
-        choices=(*ROLES, "none"),
-        metavar="ROLE",
-        help="of q, k, v, o, shared by all pairs, or none (default: v o where the base's attention is known)",
-    )
-    group.add_argument("--attention-layers", choices=CHOICES["attention_layers"], default="all")
-    group.add_argument("--attention-rank", type=int, default=16, help="(default: %(default)s)")
+    add_method_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,36 +43,16 @@ def run(options: argparse.Namespace) -> None:
     pairs, rows = read_rows(options)
     if checkpoint is not None:
         _check_resumed(options, checkpoint, pairs)
-    config = LanderConfig(
-        neuron_map=options.neuron_map,
-        language_pairs=pairs,
-        car=options.car,
-        inactive_neurons=options.inactive_neurons,
-        tune=options.tune,
-        projections=options.projections,
-        general_rank=options.general_rank or None,
-        specific_rank=options.specific_rank or None,
-        attention_modules=_attention_modules(options.attention_modules),
-        attention_layers=options.attention_layers,
-        attention_rank=options.attention_rank,
-    )
+    config, callbacks = config_of(options, pairs), callbacks_of(options)
     if options.dry_run:
-        print(f"dry run: {len(rows)} rows for {', '.join(config.language_pairs or [])}; nothing trained or written")
+        print(f"dry run: {len(rows)} rows for {', '.join(pairs)}; nothing trained or written")
         return
     set_seed(options.seed)
     base, tokenizer = load_model(options)
     config.task_type = task_type(base)
     collator = make_collator(options, base, tokenizer, prompt_template(options, tokenizer))
     usable = select_usable(rows, collator, options)
-    fit(options, get_peft_model(base, config), tokenizer, collator, usable, checkpoint)
-
-
-def _attention_modules(roles: list[str] | None) -> Any:
-    if roles is None:
-        return AUTO
-    if "none" in roles and len(roles) > 1:
-        raise ConfigError("--attention-modules", roles, "names projections and none of them.")
-    return None if "none" in roles else roles
+    fit(options, get_peft_model(base, config), tokenizer, collator, usable, checkpoint, callbacks)
 
 
 def _check_resumed(options: argparse.Namespace, checkpoint: str, pairs: list[str]) -> None:

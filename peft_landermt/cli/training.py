@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ConfigError, CorpusError
@@ -85,6 +86,7 @@ def fit(
     collator: TranslationCollator,
     usable: list[Any],
     checkpoint: str | None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train the active adapter of a model, and write its folder."""
     if is_main(options):
@@ -110,6 +112,7 @@ def fit(
         data_collator=collator,
         train_dataset=usable,
         processing_class=tokenizer,
+        callbacks=list(callbacks),
         check_languages=False,  # of the corpora, above
     )
     if options.overwrite and checkpoint is None and is_main(options):

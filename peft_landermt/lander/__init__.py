@@ -1,6 +1,5 @@
 """PEFT type `LANDER`, the tuner of LANDeRMT: the neurons of a language pair, tuned and routed."""
 
-from .adapters import join_adapters, split_adapter
 from .config import LanderConfig
 from .growth import add_language_pairs, compose_language_pair, remove_language_pairs
 from .layer import LanderFFN
@@ -12,7 +11,5 @@ __all__ = [
     "LanderModel",
     "add_language_pairs",
     "compose_language_pair",
-    "join_adapters",
     "remove_language_pairs",
-    "split_adapter",
 ]

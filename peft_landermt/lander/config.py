@@ -156,6 +156,8 @@ class LanderConfig(RoutedConfig):
     composed_pairs: list[str] | None = None
 
     PEFT_TYPE: ClassVar[str] = "LANDER"
+    METHOD_NAME: ClassVar[str] = "LANDeRMT"
+    METHOD_LINK: ClassVar[str] = "A [LANDeRMT](https://aclanthology.org/2024.acl-long.656)"
     NEWEST_FORMAT: ClassVar[int] = FORMAT_VERSION
     ABSENT: ClassVar[Mapping[str, Any]] = {
         "projections": "all",
@@ -199,6 +201,11 @@ class LanderConfig(RoutedConfig):
         """The options of the method, by name; those that say nothing here are left out."""
         unused = () if self.attention_modules else [name for name in METHOD if name.startswith("attention")]
         return {name: getattr(self, name) for name in METHOD if name not in unused}
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What the adapter's parts were chosen by, and which that is."""
+        return "Neuron map", self.neuron_map_signature or "none: all neurons are general"
 
     @property
     def layout(self) -> FFNLayout | None:

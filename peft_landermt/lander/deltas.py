@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from ..errors import AdapterError, ConfigError
-from ..routed.blocks import Blocks
+from ..routed.blocks import GATES, READING, WRITING, Blocks
 from ..routed.call import Team
 from ..routed.projection import Update
 from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
-from .rates import GATES, READING, ROWS, WRITING
 
 ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
 """Tensors that have one row for each pair: what gates are made of. `gates` has none for pairs with gates of their
@@ -125,13 +124,12 @@ class NeuronBlocks(Blocks):
                 nn.init.uniform_(factor, -bound, bound)
 
     def kind(self, parameter: str) -> str:
-        """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
+        """Tell what a parameter is, by its name: of the output projection, B reads and A writes."""
         if parameter.startswith(GATES):
             return GATES
-        if parameter[-2:] not in ("_A", "_B"):
-            return ROWS
+        kind = super().kind(parameter)
         is_output = parameter[:-2].endswith(f"_{self.output}")
-        return READING if (parameter[-1] == "A") != is_output else WRITING
+        return {READING: WRITING, WRITING: READING}.get(kind, kind) if is_output else kind
 
     # What the blocks hold
 

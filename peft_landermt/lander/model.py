@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,17 @@ from torch import nn
 
 from ..ffn import FFN, check_addressable
 from ..neuron_map import NeuronMap
+from ..routed.adapters import Part
 from ..routed.blocks import Blocks
 from ..routed.layer import RoutedLayer
+from ..routed.state import State
 from ..routed.tuner import RoutedTuner
+from .adapters import join
 from .config import AUTO, LanderConfig
 from .deltas import NeuronBlocks
 from .layer import LanderFFN, rows_of_neuron
 from .metrics import training_metrics
-from .rates import check_rates, parameters_by_kind
+from .selecting import for_pairs, tensors_for_pairs
 from .shared import LanderAttention, SharedFactors
 from .targets import (
     as_ffn,
@@ -181,48 +184,19 @@ class LanderModel(RoutedTuner):
     def _layers_of(self, adapter_name: str) -> Iterator[RoutedLayer]:
         return (layer for layer in self._layers() if layer.holds(adapter_name))
 
-    def _put(self, name: str, layer: RoutedLayer, adapter_name: str) -> None:
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # an additional adapter is not automatically trainable
-        self.model.set_submodule(name, layer)
+    def _metrics(self, adapter_name: str) -> dict[str, float]:
+        return training_metrics(self._layers(), adapter_name)
 
-    def parameter_groups(self, learning_rate: float, rates: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-        """List all trainable parameters in groups for an optimizer, each with its learning rate.
+    @classmethod
+    def restrict(
+        cls, config: LanderConfig, state: Mapping[str, torch.Tensor], part: str
+    ) -> tuple[LanderConfig, State]:
+        """Return config and state of one pair of an adapter."""
+        chosen = for_pairs(config, [part])
+        chosen.inference_mode = True
+        return chosen, tensors_for_pairs(config, chosen, state)
 
-        [`LanderTrainer`] does the same by itself.
-
-        Args:
-            learning_rate: The learning rate that ratios are of.
-            rates: Ratios by kind of parameter, in place of those of [`RATES`].
-
-        Raises:
-            ConfigError: A kind is unknown, or a ratio is not positive.
-        """
-        ratios = check_rates(rates)
-        kinds = parameters_by_kind(self._layers())
-        grouped = {id(parameter) for parameters in kinds.values() for parameter in parameters}
-        kinds["others"] = [each for each in self.parameters() if each.requires_grad and id(each) not in grouped]
-        return [
-            {"params": parameters, "lr": learning_rate * ratios.get(kind, 1.0)}
-            for kind, parameters in kinds.items()
-            if parameters
-        ]
-
-    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
-        """List the trainable parameters of adapters by kind; see [`RATES`]."""
-        return parameters_by_kind(self._layers())
-
-    def training_metrics(self) -> dict[str, float]:
-        """Tell what training has done to the active adapters so far, as scalars for a log.
-
-        Returns:
-            `change_{block}`: ‖ΔW‖ / ‖W‖ over the block's neurons, for `general` and every language, and of the tuned
-            `attention`. With a gate also `gate_general_{pair}` and `gate_specific_{pair}`, means over layers and over
-            the tokens trained on since the last call. With several active adapters, names begin with the adapter's.
-        """
-        several = len(self.active_adapters) > 1
-        return {
-            f"{adapter}/{name}" if several else name: value
-            for adapter in self.active_adapters
-            for name, value in training_metrics(self._layers(), adapter).items()
-        }
+    @classmethod
+    def join(cls, parts: Sequence[Part]) -> tuple[LanderConfig, State]:
+        """Return config and state of one adapter of parts with different pairs, that were trained together."""
+        return join(parts)

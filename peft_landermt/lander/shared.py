@@ -20,7 +20,6 @@ from ..routed.projection import Share, Update
 from ..routed.routing import Routing
 from .filling import keep_earlier
 from .layout import GENERAL, BlockLayout
-from .rates import READING, WRITING
 
 
 class SharedFactors(Blocks):
@@ -66,10 +65,6 @@ class SharedFactors(Blocks):
             self.register_parameter(f"{block}_{role}_B", nn.Parameter(factor_b))
             frozen += [] if layout.is_trained(block) else [f"{block}_{role}_A", f"{block}_{role}_B"]
         self.frozen = frozenset(frozen)
-
-    def kind(self, parameter: str) -> str:
-        """Tell what a parameter is, by its name: a kind of [`RATES`][peft_landermt.lander.rates.RATES]."""
-        return READING if parameter.endswith("_A") else WRITING
 
     def factors(self, role: str, block: str = GENERAL) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of a role."""

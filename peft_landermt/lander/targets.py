@@ -16,8 +16,7 @@ from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, list_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
 from ..routed import targets as routed
-from ..routed.layer import RoutedLayer
-from ..routed.projection import RoutedLinear
+from ..routed.bases import without_adapters
 from .config import LanderConfig
 from .layer import LanderFFN
 from .layout import BlockLayout
@@ -60,17 +59,6 @@ def is_target(config: LanderConfig, key: str, defaults: set[str] | None) -> Any:
             targets, key = {"ffn"}, f"{key}.ffn"
         matched.target_modules = targets  # type: ignore[assignment]
     return routed.is_target(matched, key)
-
-
-def without_adapters(model: nn.Module) -> nn.Module:
-    """View the model so that adapted modules show as those they wrap."""
-    view = nn.Module()
-    for name, module in model.named_children():
-        if isinstance(module, (RoutedLayer, RoutedLinear)):
-            module = module.base_layer
-        routed = any(isinstance(child, (RoutedLayer, RoutedLinear)) for child in module.modules())
-        view.add_module(name, without_adapters(module) if routed else module)
-    return view
 
 
 def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:

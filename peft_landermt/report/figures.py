@@ -140,15 +140,46 @@ def conditional_awareness(neuron_map: NeuronMap) -> str:
     return _heat_map(figure, values, pairs, [str(layer) for layer in layers], "CAR")
 
 
-def _heat_map(figure: Any, values: list[list[float]], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
+def index_weights(weights: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw how much of the target language every layer takes in an LSLo adapter whose index is learned; the rest is
+    the source language's."""
+    figure, (axes,) = _axes()
+    for stack, layers in weights.items():
+        axes.plot([target for _, target in layers], linewidth=1, marker=".", label=stack)
+    axes.axhline(0.5, color="grey", linewidth=0.5)
+    axes.set(xlabel="layer", ylim=(0, 1), ylabel="weight of the target language")
+    _legend(figure, axes)
+    return _image(figure)
+
+
+def subspace_demand(demand: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw in which layers languages need few of their entries, and in which many, as a heat map."""
+    layers = list(dict.fromkeys(layer for of_language in demand.values() for layer in of_language))
+    values = [[of_language.get(layer, float("nan")) for layer in layers] for of_language in demand.values()]
+    figure = _figure(height=1.6 + 0.35 * len(demand))
+    several = len({layer.partition(".")[0] for layer in layers}) > 1
+    columns = [layer[0] + layer.partition(".")[2] if several else layer.partition(".")[2] for layer in layers]
+    return _heat_map(figure, values, list(demand), columns, "pruned, less the mean", both_signs=True)
+
+
+def _heat_map(
+    figure: Any,
+    values: list[list[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    both_signs: bool = False,
+) -> str:
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+    largest = max((abs(value) for line in values for value in line if value == value), default=0.0)
+    colours = {"cmap": "RdBu", "vmin": -largest, "vmax": largest} if both_signs else {"cmap": "Blues", "vmin": 0}
+    image = axes.imshow(values, aspect="auto", **colours)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             if value == value:
-                dark = value > 0.6 * image.norm.vmax
+                dark = abs(value) > 0.6 * image.norm.vmax
                 axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black", size=7)
     figure.colorbar(image, label=label)
     return _image(figure)
@@ -161,6 +192,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
         "loss of a pair in training": {"loss_": ""},
         "BLEU": {"eval_bleu": "mean", "eval_bleu_": ""},
         "change of weights": {"change_": ""},
+        "pruned share": {"pruned": "of B"},
     }
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {label: {} for label in panels}
     for entry in log:

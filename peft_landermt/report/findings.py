@@ -14,9 +14,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import ConfigError
 from ..lander import LanderConfig
+from ..lslo import LsloConfig
 from ..neuron_map import NeuronMap
+from ..routed.config import RoutedConfig
+from .languages import LanguageFacts, language_facts
 
 _CHECKPOINT = "checkpoint-"
+_CONFIGS: dict[str, type[RoutedConfig]] = {each.PEFT_TYPE: each for each in (LanderConfig, LsloConfig)}
 
 
 def _is_number(value: Any) -> bool:
@@ -38,10 +42,11 @@ _SCORE: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """An adapter folder: its config and the size of its weights."""
+    """An adapter folder: its config, the size of its weights, and what those of LSLo tell of its languages."""
 
-    config: LanderConfig
+    config: RoutedConfig
     megabytes: float
+    languages: LanguageFacts | None = None
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Findings:
 
     Attributes:
         neuron_maps: Files that `NeuronMap.save` wrote.
-        adapters: LANDER adapters, but for those of checkpoints.
+        adapters: Adapters of this package, but for those of checkpoints.
         training: `log_history` of transformers' Trainer, of every run its newest state.
         scores: What `landermt evaluate --output` wrote: for every pair its scores, translations and texts.
     """
@@ -76,9 +81,12 @@ def find(path: Path) -> Findings:
             found.neuron_maps[str(file.relative_to(path))] = NeuronMap.load(file)
     for file in _files(path, CONFIG_NAME):
         weights = file.with_name(SAFETENSORS_WEIGHTS_NAME)
-        if _read_json(file).get("peft_type") == "LANDER" and weights.exists():
-            config = LanderConfig.from_pretrained(str(file.parent))
-            found.adapters[_name(file.parent, path)] = AdapterFacts(config, weights.stat().st_size / 1e6)
+        config_class = _CONFIGS.get(str(_read_json(file).get("peft_type")))
+        if config_class is not None and weights.exists():
+            config = config_class.from_pretrained(str(file.parent))
+            languages = language_facts(config, file.parent) if isinstance(config, LsloConfig) else None
+            facts = AdapterFacts(config, weights.stat().st_size / 1e6, languages)
+            found.adapters[_name(file.parent, path)] = facts
     for file in _files(path, "*.json"):
         scores = _read_json(file)
         if scores and all(_is_score(score) for score in scores.values()):

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+READING, WRITING, ROWS, GATES = "factors_a", "factors_b", "rows", "gates"
+"""Kinds of parameters: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's
+B), whole rows, and gates."""
+
 
 class Blocks(nn.Module):
     """What one adapter holds at one layer.
@@ -31,6 +35,10 @@ class Blocks(nn.Module):
     def not_additive(self) -> str | None:
         """Why deltas of other adapters cannot be added to these; None where they can."""
         return None
+
+    def kind(self, parameter: str) -> str:
+        """Tell what a parameter is, by its name."""
+        return {"_A": READING, "_B": WRITING}.get(parameter[-2:], ROWS)
 
     def concerns(self, pair: str | None) -> bool:
         """Tell whether the layer is adapted for a pair."""

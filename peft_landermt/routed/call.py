@@ -97,7 +97,7 @@ class Call:
         return replace(self, _made={**self._made, (layer, device): tuple(teams)})
 
     def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
-        """Return what `make` returns of `values`, made once; for what layers share and no gradient flows through."""
+        """Return what `make` returns of `values`, made once for all layers; for what no gradient flows through."""
         made = self._made.get(key)
         if made is None:
             made = self._made[key] = make(*values)

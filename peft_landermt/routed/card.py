@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -23,6 +23,9 @@ class Carded(Protocol):
     base_model_name_or_path: str | None
     task_type: Any
     language_pairs: list[str] | None
+    PEFT_TYPE: ClassVar[str]
+    METHOD_NAME: ClassVar[str]
+    METHOD_LINK: ClassVar[str]
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -32,15 +35,14 @@ class Carded(Protocol):
     def origins(self) -> dict[str, list[str]]:
         """Return pairs that the adapter was not made with, by where they come from."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all its fields."""
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What its parts were chosen by, and which that is."""
 
 
 Scores = Mapping[str, Mapping[str, float]]
 
 _BEGIN, _END = "<!-- written by peft_landermt; text outside of these marks is kept -->", "<!-- peft_landermt -->"
-_MODEL_NAME = "LANDeRMT adapter"
-"""Under which name our scores are in a card's metadata; those under another are the owner's."""
 _TEMPLATE = "# Model Card for Model ID"
 """Title of the empty card that PEFT and transformers write."""
 _PEFT_LINES = re.compile(r"### Framework versions|- PEFT .*|## Training procedure|")
@@ -48,7 +50,7 @@ _PEFT_LINES = re.compile(r"### Framework versions|- PEFT .*|## Training procedur
 
 _TEXT = """# {title}
 
-A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft_landermt.
+{link} adapter, made with peft_landermt.
 
 | | |
 |---|---|
@@ -56,11 +58,11 @@ A [LANDeRMT](https://aclanthology.org/2024.acl-long.656) adapter, made with peft
 | Language pairs | {pairs} |{origins}
 | Options | {options} |
 {scores}
-Neuron map: {signature}
+{origin}
 
 ## How to load it
 
-`import peft_landermt` registers the adapter type with PEFT. Without it, PEFT fails with `KeyError: 'LANDER'`.
+`import peft_landermt` registers the adapter type with PEFT. Without it, PEFT fails with `KeyError: '{peft_type}'`.
 
 ```python
 import peft_landermt
@@ -153,7 +155,9 @@ def _add_metadata(card: Any, config: Carded, results: list[EvalResult]) -> None:
     data = card.data
     data.library_name = "peft"
     tags = [data.tags] if isinstance(data.tags, str) else data.tags or []
-    data.tags = sorted({"lander", "translation", *(tag for tag in tags if not tag.startswith("base_model:"))})
+    data.tags = sorted(
+        {config.PEFT_TYPE.lower(), "translation", *(tag for tag in tags if not tag.startswith("base_model:"))}
+    )
     if data.pipeline_tag in (None, "text-generation"):  # PEFT's guess
         data.pipeline_tag = "translation"
     if config.base_model_name_or_path and is_hub_id(config.base_model_name_or_path):
@@ -164,8 +168,9 @@ def _add_metadata(card: Any, config: Carded, results: list[EvalResult]) -> None:
     pairs = parse_pairs(config.language_pairs) if config.language_pairs else []
     ours = {code.split("_")[0] for code in languages_of(pairs)}
     data.language = sorted((set(codes) - _earlier_codes(card.text)) | ours) or None
-    if data.model_name in (None, _MODEL_NAME):
-        data.model_name, data.eval_results = (_MODEL_NAME, results) if results else (None, None)
+    ours_named = f"{config.METHOD_NAME} adapter"  # scores under another name are the owner's
+    if data.model_name in (None, ours_named):
+        data.model_name, data.eval_results = (ours_named, results) if results else (None, None)
 
 
 def _earlier_codes(text: str) -> set[str]:
@@ -181,9 +186,11 @@ def _text(config: Carded, scores: Scores) -> str:
         for pair, row in scores.items()
         for name, value in row.items()
     ]
-    base, fields = config.base_model_name_or_path or "", config.to_dict()
+    base, (part, chosen_by) = config.base_model_name_or_path or "", config.origin
     return _TEXT.format(
-        title=f"LANDeRMT adapter for {', '.join(pairs) or 'translation'}",
+        link=config.METHOD_LINK,
+        peft_type=config.PEFT_TYPE,
+        title=f"{config.METHOD_NAME} adapter for {', '.join(pairs) or 'translation'}",
         base=markdown(published_name(base)) or "the base model",
         name=json.dumps(base if is_hub_id(base) else "path/to/the/base/model"),
         auto_class="AutoModelForSeq2SeqLM" if config.task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM",
@@ -191,6 +198,6 @@ def _text(config: Carded, scores: Scores) -> str:
         origins="".join(f"\n| {origin} | {markdown(', '.join(of))} |" for origin, of in config.origins.items()),
         pair=json.dumps(str((config.language_pairs or ["en-de"])[0])),
         options=", ".join(f"{name}={value}" for name, value in config.method_options.items()),
-        signature=code_span(fields["neuron_map_signature"] or "none: all neurons are general"),
+        origin=f"{part}: {code_span(chosen_by)}",
         scores="".join(line + "\n" for line in lines),
     )

@@ -53,6 +53,8 @@ class RoutedConfig(PeftConfig):
     source: AdapterFolder | LoadedState | None = field(default=None, init=False, repr=False, compare=False)
 
     PEFT_TYPE: ClassVar[str]
+    METHOD_NAME: ClassVar[str]
+    METHOD_LINK: ClassVar[str]
     ABSENT: ClassVar[Mapping[str, Any]] = {}
     """What fields stand for that a file lacks, because they came later: what adapters did before."""
     NEWEST_FORMAT: ClassVar[int]
@@ -144,6 +146,16 @@ class RoutedConfig(PeftConfig):
     def origins(self) -> dict[str, list[str]]:
         """Return pairs that the adapter was not made with, by where they come from, for its card."""
         return {}
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """What the adapter's parts were chosen by, and which that is."""
+        raise NotImplementedError
+
+    @property
+    def unlisted_pairs(self) -> list[str]:
+        """Pairs beside `language_pairs` that calls may name; by default there are none."""
+        return []
 
     def is_delta(self, key: str) -> bool:
         """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""

@@ -17,7 +17,7 @@ from ..errors import ArchitectureError, ConfigError
 from ..linear import device_and_dtype, has_dense_weight, weight_rows
 from .blocks import Blocks
 from .call import Call, Team, current_call, entered
-from .projection import RoutedLinear, Share, Wrapper, weight_of
+from .projection import Projection, RoutedLinear, Share, Wrapper, weight_of
 from .routing import Routing
 
 
@@ -48,18 +48,16 @@ class RoutedLayer(Wrapper):
         raise NotImplementedError
 
     @property
-    def projections(self) -> Mapping[str, RoutedLinear]:
+    def projections(self) -> Mapping[str, Projection]:
         """The linear layers that blocks of this layer are on, by name."""
         return {name: self.base_layer.get_submodule(name) for name in self.projection_names}  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base's module; its projections compute what the call in progress makes of them."""
-        base = self._modules["base_layer"]
-        assert base is not None
         if self.merged_adapters:
             if self.disable_adapters:
                 self.unmerge()
-            return base(*args, **kwargs)
+            return self._run(*args, **kwargs)
         call = self.call()
         teams = call.teams(self, device_of(args, kwargs))
         # PEFT offloads an adapter with the base that it is loaded into
@@ -67,16 +65,22 @@ class RoutedLayer(Wrapper):
         with onload_layer(self.adapters) if offloaded else nullcontext():
             call = self._opened(call, teams, args, kwargs)
             with entered(call) if call is not current_call(self.routing) else nullcontext():
-                output = base(*args, **kwargs)
+                output = self._run(*args, **kwargs)
         for team in teams:
             if missed := [name for name in team.blocks.projections if name not in team.met]:
                 raise ArchitectureError(
                     "model",
                     missed[0],
-                    f"{type(base).__name__} reads its weight without calling it, so deltas would be lost; for BLOOM, "
-                    "load the model with slow_but_exact=False.",
+                    f"{type(self.base_layer).__name__} reads its weight without calling it, so deltas would be lost; "
+                    "for BLOOM, load the model with slow_but_exact=False.",
                 )
         return output
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base's module in the call in progress."""
+        base = self._modules["base_layer"]
+        assert base is not None
+        return base(*args, **kwargs)
 
     def _opened(self, call: Call, teams: Sequence[Team], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The call with what gates need that depends on this layer's input; by default it needs nothing."""
@@ -102,6 +106,11 @@ class RoutedLayer(Wrapper):
         for name, projection in self.projections.items():
             setattr(self.base_layer, name, projection.base_layer)
         return self.base_layer
+
+    @property
+    def _base_weights(self) -> list[str]:
+        """Keys of the base's weights in this layer's state."""
+        return [f"base_layer.{name}.base_layer.weight" for name in self.projection_names]
 
     def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         """Tell device and type for adapters of this layer: those of its last projection."""
@@ -222,7 +231,7 @@ class RoutedLayer(Wrapper):
                         weight.data = self._merged_weight(adapter, projection)
                 self.merged_adapters.append(adapter)
 
-    def _merged_weight(self, adapter_name: str, projection: RoutedLinear) -> torch.Tensor:
+    def _merged_weight(self, adapter_name: str, projection: Projection) -> torch.Tensor:
         """Weight with an adapter merged into it, in the base layer's layout."""
         base, pair = projection.base_layer, self.routing.pair_of(adapter_name)
         stored: Any = base.weight
@@ -260,7 +269,7 @@ class RoutedLayer(Wrapper):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         # PEFT loads one adapter and tells others' keys by parts of names: they lack only where the base is loaded too
-        if any(f"{prefix}base_layer.{name}.base_layer.weight" in state_dict for name in self.projections):
+        if any(f"{prefix}{key}" in state_dict for key in self._base_weights):
             for adapter, blocks in self.adapters.items():
                 own = [f"{prefix}{self.adapter_layer_names[0]}.{adapter}.{key}" for key in blocks.state_dict()]
                 missing.extend(own if not any(key in state_dict for key in own) else ())
@@ -288,7 +297,7 @@ def device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
 
 
 @contextmanager
-def _written(projection: RoutedLinear) -> Iterator[None]:
+def _written(projection: Projection) -> Iterator[None]:
     """Have the weight of a base layer that accelerate offloads to the CPU at hand inside, and keep what is written."""
     hook = getattr(projection.base_layer, "_hf_hook", None)
     if isinstance(hook, AlignDevicesHook) and hook.offload and _is_on_cpu(hook):

@@ -31,10 +31,12 @@ class Update:
 
     Low-rank factors have both `down` (r, in) and `up` (out, r), or `up` (n, r) and the `place` (n,) of its outputs.
     Whole rows of outputs have `down` (n, in) and no `up`, but a place; columns of inputs have `up` (out, n) and their
-    place, in `pick` (n,).
+    place, in `pick` (n,). Where each sample has factors of its own, `down` is (samples, r, in) and `up` (samples, out,
+    r).
 
     Attributes:
         scale: s, broadcast with z (samples, tokens, r or n): which samples use what, and gates; None for 1.
+        dropout: Share of the inputs that the update does not see.
     """
 
     down: torch.Tensor | None = None
@@ -42,6 +44,7 @@ class Update:
     pick: torch.Tensor | None = None
     place: torch.Tensor | None = None
     scale: torch.Tensor | None = None
+    dropout: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,15 +112,23 @@ def add_updates(result: torch.Tensor, states: torch.Tensor, updates: Sequence[Up
     """
     for update in updates:
         thin = states if update.pick is None else states.index_select(-1, update.pick)
+        if update.dropout:
+            thin = F.dropout(thin, update.dropout)
         if update.down is not None:
-            thin = F.linear(thin.to(update.down.dtype), update.down)
+            thin = _multiplied(thin, update.down)
         if update.scale is not None:
             thin = thin * update.scale
         if update.up is not None:
-            thin = F.linear(thin.to(update.up.dtype), update.up)
+            thin = _multiplied(thin, update.up)
         thin = thin.to(result.dtype)
         result = result + thin if update.place is None else result.index_add(-1, update.place, thin)
     return result
+
+
+def _multiplied(states: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply (n, tokens, in) by (out, in), or by (n, out, in)."""
+    states = states.to(factor.dtype)
+    return F.linear(states, factor) if factor.dim() == 2 else states @ factor.transpose(1, 2)
 
 
 class Asked(Protocol):
@@ -156,26 +167,18 @@ class Wrapper(nn.Module, BaseTunerLayer):
             return getattr(super().__getattr__("base_layer"), name)
 
 
-class RoutedLinear(Wrapper):
+class Projection(Wrapper):
     """A linear layer of the base, stored as `base_layer`, with what the adapters of each call add to it.
 
-    It holds no adapters; to PEFT it is in the state of its layer.
-
-    Args:
-        base_layer: A linear layer of any class, quantized ones included.
+    Attributes:
         name: Its name at its layer.
-        layer: The tuner layer that it belongs to.
+        layer: The tuner layer that it belongs to; may be itself.
     """
 
+    name: str
     layer: Asked
-
-    def __init__(self, base_layer: nn.Module, name: str, layer: Asked) -> None:
-        super().__init__(base_layer)
-        self.name = name
-        self.__dict__["layer"] = layer  # no child of this module, but the other way round
-        shape = features(base_layer)
-        assert shape is not None
-        self.in_features, self.out_features = shape
+    in_features: int
+    out_features: int
 
     def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map (B, ..., in) to (B, ..., out)."""
@@ -233,6 +236,32 @@ class RoutedLinear(Wrapper):
         products.append(base(states.index_select(0, others)))
         return torch.cat(products).index_select(0, places), done
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight, for code that asks for its type or device."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        return getattr(self.base_layer, "bias", None)
+
+
+class RoutedLinear(Projection):
+    """A projection of a layer that has several; it holds no adapters, and to PEFT it is in the state of its layer.
+
+    Args:
+        base_layer: A linear layer of any class, quantized ones included.
+        name: Its name at its layer.
+        layer: The tuner layer that it belongs to.
+    """
+
+    def __init__(self, base_layer: nn.Module, name: str, layer: Asked) -> None:
+        super().__init__(base_layer)
+        self.name = name
+        self.__dict__["layer"] = layer  # no child of this module, but the other way round
+        self.in_features, self.out_features = features(base_layer)  # type: ignore[misc]
+
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Do nothing; the layer's adapter counts."""
 
@@ -251,16 +280,6 @@ class RoutedLinear(Wrapper):
     def merged_adapters(self) -> list[str]:
         """Adapters that are merged into the layer."""
         return self.layer.merged_adapters
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base layer's weight, for code that asks for its type or device."""
-        return self.base_layer.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base layer's bias."""
-        return getattr(self.base_layer, "bias", None)
 
 
 def _complement(served: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:

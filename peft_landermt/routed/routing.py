@@ -18,11 +18,13 @@ class Routing:
 
     Attributes:
         pairs: The pairs of every adapter; empty for an adapter without pairs.
+        unlisted: Further pairs that calls may name, of adapters that have such.
         chosen: The pair that `set_language_pair` chose, by adapter.
     """
 
     def __init__(self) -> None:
         self.pairs: dict[str, tuple[str, ...]] = {}
+        self.unlisted: dict[str, tuple[str, ...]] = {}
         self.chosen: dict[str, str] = {}
         self._running: dict[int, list[bool]] = {}  # by thread, for every call in progress whether it trains
         self._writer: int | None = None  # the thread that writes weights
@@ -34,16 +36,16 @@ class Routing:
             LanguagePairError: If the adapter has several pairs and none was chosen.
         """
         pairs = self.pairs.get(adapter, ())
-        if len(pairs) <= 1:
-            return pairs[0] if pairs else None
-        if adapter not in self.chosen:
+        if adapter in self.chosen:
+            return self.chosen[adapter]
+        if len(pairs) > 1:
             raise LanguagePairError(
                 "language_pairs",
                 None,
                 f"adapter {adapter!r} holds {', '.join(pairs)}; pass language_pairs=[...] with one pair per sample, "
                 "or call model.set_language_pair(...).",
             )
-        return self.chosen[adapter]
+        return pairs[0] if pairs else None
 
     def check_pair(self, adapter: str, pair: str) -> str:
         """Return `pair` if the adapter holds it.
@@ -52,7 +54,7 @@ class Routing:
             LanguagePairError: If it does not.
         """
         pairs = self.pairs.get(adapter, ())
-        if pair not in pairs:
+        if pair not in pairs and pair not in self.unlisted.get(adapter, ()):
             held = f"holds {', '.join(pairs)}" if pairs else "was made without language pairs"
             raise LanguagePairError("language_pair", pair, f"adapter {adapter!r} {held}.")
         return pair
@@ -72,7 +74,7 @@ class Routing:
         serving = [name for name in merged_adapters or active_adapters if self.pairs.get(name)]
         if not merged_adapters and list(active_adapters) == serving[:1]:
             held = [self.check_pair(serving[0], pair) for pair in language_pairs]
-            return {"language_pairs": [*held]} if len(self.pairs[serving[0]]) > 1 else {}
+            return {"language_pairs": [*held]} if len({*held, *self.pairs[serving[0]]}) > 1 else {}
         served = [self.pair_of(name) for name in serving]
         for pair in language_pairs if served else ():
             if pair not in served:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import types
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ def is_of(hint: Any, value: Any) -> bool:
         )
     if hint is os.PathLike or origin is os.PathLike:
         return isinstance(value, os.PathLike)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
@@ -63,7 +66,14 @@ def _described(hint: Any) -> list[str]:
         return [f"one of {', '.join(map(str, inside))}"]
     if origin in (list, set):
         return [f"a list of {_plural(inside[0])}"]
-    words = {bool: "true or false", int: "an integer", str: "a string", dict: "a mapping", type(None): "None"}
+    words = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        dict: "a mapping",
+        type(None): "None",
+    }
     return [words.get(origin or hint, getattr(hint, "__name__", str(hint)))]
 
 

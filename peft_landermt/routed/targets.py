@@ -102,7 +102,7 @@ def check_saved_modules(config: RoutedConfig, model: nn.Module, plan: Mapping[st
     """
     adapted = {name: layer.projections for name, layer in model.named_modules() if isinstance(layer, RoutedLayer)}
     taken = [
-        f"{name}.{projection}.".replace(".base_layer", "")
+        f"{name}.{projection}".rstrip(".").replace(".base_layer", "") + "."
         for name, projections in (*adapted.items(), *((name, blocks.projections) for name, blocks in plan.items()))
         for projection in projections
     ]

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
-from ..errors import AdapterError, LanguagePairError
+from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..linear import keep_unpacked
 from .blocks import Blocks
 from .call import Call, batch_size, current_call
@@ -22,11 +22,12 @@ from .layer import RoutedLayer, check_all_mergeable
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
-from .state import adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
+from .state import State, adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
 from .targets import check_adapter_name, check_saved_modules
+from .training import Trained
 
 
-class RoutedTuner(BaseTuner):
+class RoutedTuner(BaseTuner, Trained):
     """Base class of the package's tuners.
 
     A subclass says what an adapter holds at which modules (`_plan`), and puts it there (`_create_and_replace`).
@@ -84,12 +85,19 @@ class RoutedTuner(BaseTuner):
         with self.routing.writing("adding an adapter"):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.__dict__.pop("_found", None)
-        self.routing.pairs[adapter_name] = tuple(self.peft_config[adapter_name].language_pairs or ())
+        config = self.peft_config[adapter_name]
+        self.routing.pairs[adapter_name] = tuple(config.language_pairs or ())
+        self.routing.unlisted[adapter_name] = tuple(config.unlisted_pairs)
         drop_language_pairs(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # The layer makes its adapters on the device of the base, so nothing is left to move.
         setattr(parent, child_name, new_module)
+
+    def _put(self, name: str, layer: RoutedLayer, adapter_name: str) -> None:
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not automatically trainable
+        self.model.set_submodule(name, layer)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; see PEFT."""
@@ -101,7 +109,45 @@ class RoutedTuner(BaseTuner):
             left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
             self.set_adapter(left)
         self.routing.pairs.pop(adapter_name, None)
+        self.routing.unlisted.pop(adapter_name, None)
         self.routing.chosen.pop(adapter_name, None)
+
+    # Splitting and joining
+
+    @classmethod
+    def parts(cls, adapter_name: str, config: RoutedConfig, by: str) -> list[str]:
+        """List the parts that an adapter can be split into: its pairs.
+
+        Args:
+            adapter_name: Its name, for messages.
+            config: Its config.
+            by: `"pair"`; some methods know others.
+
+        Raises:
+            ConfigError: The method knows no such parts.
+            LanguagePairError: The adapter was made without language pairs.
+        """
+        if by != "pair":
+            raise ConfigError("by", by, f"{config.PEFT_TYPE} adapters are split by 'pair'.")
+        if not config.language_pairs:
+            raise LanguagePairError(
+                "language_pairs", None, f"adapter {adapter_name!r} was made without language pairs."
+            )
+        return config.language_pairs
+
+    @classmethod
+    def restrict(cls, config: Any, state: Mapping[str, torch.Tensor], part: str) -> tuple[RoutedConfig, State]:
+        """Return config and state of one part of an adapter."""
+        raise NotImplementedError
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> tuple[RoutedConfig, State]:
+        """Return config and state of one adapter of parts (folder, config, state) that belong together.
+
+        Raises:
+            AdapterError: They do not.
+        """
+        raise NotImplementedError
 
     # Calls
 

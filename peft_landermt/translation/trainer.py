@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import ConfigError, CorpusError
-from ..lander.rates import check_rates
+from ..routed.rates import check_rates
 from ..seq2seq import decoder_inputs, is_encoder_decoder
 from .checkpoints import FullPrecisionCheckpoints, last_whole_checkpoint, remove_checkpoints
 from .collator import FIELDS, TranslationCollator
@@ -40,7 +40,7 @@ class LanderTrainer(Trainer):
     (`skipped_rows` in the log, and `cut_rows`). The adapter keeps the prompt template that it is trained with.
 
     Beside the scalars of `transformers.Trainer`, every log, and so every tracker in `args.report_to`, has the loss of
-    each pair (`loss_en-de`, `eval_loss_en-de`) and what [`LanderModel.training_metrics`] tells of the adapter: how far
+    each pair (`loss_en-de`, `eval_loss_en-de`) and what [`RoutedTuner.training_metrics`] tells of the adapter: how far
     the weights of each language's neurons have moved (`change_general`, `change_de`), and gates.
 
     Args:
@@ -51,7 +51,8 @@ class LanderTrainer(Trainer):
         eval_dataset: Rows to evaluate on.
         processing_class: Tokenizer of the model.
         rates: Learning rates of an adapter's low-rank factors (`factors_a`, `factors_b`), whole rows beside factors
-            (`rows`) and `gates`, as ratios of the learning rate, in place of those of `peft_landermt.lander.RATES`.
+            (`rows`) and `gates`, as ratios of the learning rate, in place of those of
+            `peft_landermt.routed.rates.RATES`.
         predict_with_generate: Whether `evaluate` and `predict` also translate the rows and add BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.

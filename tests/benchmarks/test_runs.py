@@ -29,7 +29,9 @@ KEYED = {"paper.jsonl": 21, "rates.jsonl": 75}
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    return SimpleNamespace(**{name: importlib.import_module(name) for name in ("runs", "workbench", "epochs")})
+    return SimpleNamespace(
+        **{name: importlib.import_module(name) for name in ("runs", "workbench", "epochs", "programme")}
+    )
 
 
 @pytest.fixture
@@ -187,6 +189,29 @@ def test_starts_by_data_leave_the_output_as_it_was(scripts: SimpleNamespace, ben
         torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-4, rtol=1e-3)
 
 
+LSLO_RUNS = {
+    "ranks": {"options": {"rank": {"en": 1, "de": 2}}},
+    "learned": {"options": {"rank": 2, "index": "learned"}},
+    "pruned": {"options": {"rank": 2}, "pruning": {"ratio": 0.5}},
+}
+
+
+@pytest.mark.parametrize("kind", LSLO_RUNS)
+def test_language_specific_lora(kind: str, scripts: SimpleNamespace, bench: object) -> None:
+    """From rows to the result; what is pruned is counted, and is what the last epoch leaves."""
+    run = scripts.runs.Run("lslo", learning_rates=(1e-3,), epochs=2, **LSLO_RUNS[kind], **SMALL)
+    result = bench.execute(run, [])
+    assert len(result["by_epoch"]) == 2 and result["development_losses"].keys() == set(PAIRS)
+    if kind == "pruned":
+        # all of A, and half of the entries of B
+        assert result["development_loss"] == result["by_epoch"][-1]["development_loss"]
+        assert result["nonzero_parameters"] < 0.8 * result["trainable_parameters"]
+    else:
+        assert "nonzero_parameters" not in result
+    plain = scripts.runs.Run("lslo", learning_rates=(1e-3,), epochs=2, **SMALL)
+    assert run.key != plain.key
+
+
 @pytest.mark.slow
 def test_runs_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two processes give what one does, and what is there is not done again."""
@@ -230,3 +255,16 @@ def test_the_programme_as_plain_data(
     for line in lines:
         run = json.loads("{" + line.partition(": {")[2])
         assert (run["epochs"], run["schedule"], len(run["learning_rates"])) == (3, "cosine", 1)
+
+
+def test_all_of_the_programme_makes_configs(scripts: SimpleNamespace) -> None:
+    """Every arm of LSLo is one that its config takes, for the directions of the benchmark."""
+    from peft_landermt import GradualPruning, LsloConfig
+
+    pairs = [pair for other in ("de", "it", "fr", "ar", "zh") for pair in (f"en-{other}", f"{other}-en")]
+    arms = {name: arm for name, arm in scripts.programme.PROGRAMME["lslo"].items() if arm["method"] == "lslo"}
+    assert len(arms) >= 10
+    for arm in arms.values():
+        config = LsloConfig(language_pairs=pairs, **arm["options"])
+        assert set(config.ranks_for("target")) == {"en", "de", "it", "fr", "ar", "zh"}
+        GradualPruning(**arm.get("pruning", {}))

@@ -327,7 +327,9 @@ def test_adapter_of_another_method(base: PreTrainedModel, neuron_map: NeuronMap,
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     lora.save_pretrained(str(tmp_path / "lora"))
     folders = split(base, neuron_map, tmp_path)
-    assert_refused(base, [folders["en-de"], tmp_path / "lora"], "holds a .*LORA adapter; only LANDER ones are joined")
+    assert_refused(
+        base, [folders["en-de"], tmp_path / "lora"], "holds a .*LORA adapter; only LANDER and LSLO ones are joined"
+    )
 
 
 @pytest.mark.parametrize("folders", [[], (), "en-de", Path("en-de")], ids=repr)
@@ -373,14 +375,16 @@ def test_join_on_another_base(base: PreTrainedModel, neuron_map: NeuronMap, tmp_
 
 
 def test_unknown_adapter(base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"adapter_name='other': name a LANDER adapter; loaded: \['default'\]"):
+    with pytest.raises(
+        AdapterError, match=r"adapter_name='other': name a LANDER or LSLO adapter; loaded: \['default'\]"
+    ):
         split_adapter(adapt(base, neuron_map), tmp_path / "out", "other")
     assert not (tmp_path / "out").exists()
 
 
 def test_split_of_another_method(base: PreTrainedModel, tmp_path: Path) -> None:
     lora = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match="name a LANDER adapter"):
+    with pytest.raises(AdapterError, match="name a LANDER or LSLO adapter"):
         split_adapter(lora, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

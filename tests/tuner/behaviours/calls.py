@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import pipeline
 
 from ...conftest import randomize_adapter
-from ..helpers import ids, lander_layers, logits, same_state
+from ..helpers import ids, logits, same_state
 from .case import Case, close, trainable
 
 NAMES = ["second", "__base__", "default"]
@@ -51,8 +51,8 @@ def compiles_without_graph_breaks(case: Case) -> None:
         pytest.skip("not applicable: OPT's FFN is no module that could be compiled alone")
     model = case.adapted(**({"inactive_neurons": "drop"} if case.kind == "learned" else {}))
     case.choose(model)
-    layer = next(iter(lander_layers(model).values()))
-    states = torch.randn(3, 8, layer.width)
+    layer = next(iter(case.layers(model).values()))
+    states = torch.randn(3, 8, layer.in_features)
     arguments = (states, torch.randn_like(states)) if case.architecture == "bloom" else (states,)
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="eager")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -13,9 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from peft_landermt import LanderConfig, NeuronMap
+from peft_landermt.routed.config import RoutedConfig
+from peft_landermt.routed.layer import RoutedLayer
 
 from ...conftest import PAIRS
-from ..helpers import PLACES, adapt, ids, logits, make_config
+from ..helpers import PLACES, adapt, ids, lander_layers, logits, make_config
 
 ADAPTERS: dict[str, tuple[list[str] | None, dict[str, Any]]] = {
     "no map": (None, {}),
@@ -52,6 +54,9 @@ class Case:
     tokenizer: PreTrainedTokenizerFast
     folder: Path
 
+    prefix: ClassVar[str] = "lander_"
+    """What names of the method's modules and parameters begin with."""
+
     @property
     def pairs(self) -> list[str] | None:
         return ADAPTERS[self.kind][0]
@@ -59,6 +64,46 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         return ADAPTERS[self.kind][1]
+
+    @property
+    def changes_fresh_output(self) -> bool:
+        return self.config().changes_fresh_output
+
+    def layers(self, model: nn.Module) -> dict[str, RoutedLayer]:
+        """Adapted layers by their name in the base model."""
+        return {**lander_layers(model)}
+
+    @property
+    def last_layer(self) -> str:
+        """The last layer that serves en-de."""
+        return self.neuron_map.neurons[self.neuron_map.layers("en-de")[-1]].name
+
+    def config_for(self, pairs: list[str]) -> RoutedConfig:
+        """A config for other pairs."""
+        return make_config(self.neuron_map, pairs)
+
+    def expected_parameters(self) -> int:
+        """By hand, from the neuron map: rows, or rank times rows and width; two gates of d + 1 a pair; attention."""
+        rank, projections = self.config().general_rank, 2 if self.architecture in ("bloom", "gpt2", "opt") else 3
+        pairs = self.pairs or []
+        expected = 0
+        for layer, entry in enumerate(self.neuron_map.neurons):
+            here = [pair for pair in pairs if layer in self.neuron_map.layers(pair)]
+            if pairs and not here:
+                continue
+            owner = entry.owner.tolist() if pairs else [-1] * len(entry.owner)
+            languages = {language for pair in here for language in pair.split("-")}
+            specific = [owner.count(self.neuron_map.languages.index(language)) for language in languages]
+            small = self.options.get("specific_rank")
+            rows = sum(count * 32 if small is None else small * (count + 32) for count in specific if count)
+            general = owner.count(-1)
+            rows += general * 32 if rank is None else rank * (general + 32)
+            gates = len(here) * 2 * 33 if self.options.get("car") == "learned" else 0
+            attention = 4 * ((32 + 16) + (32 + 32)) if self.kind == "attention" else 0  # v has 2 heads of 8
+            expected += (1 if self.options.get("projections") == "output" else projections) * rows + gates + attention
+        if self.kind == "default":
+            expected += len(self.neuron_map.neurons) * 16 * ((32 + 16) + (32 + 32))
+        return expected
 
     @property
     def route(self) -> dict[str, list[str]]:

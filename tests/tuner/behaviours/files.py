@@ -13,7 +13,8 @@ from peft import (
 )
 from safetensors.torch import load_file
 
-from peft_landermt import LanderModel, hotswap_adapter
+from peft_landermt import hotswap_adapter
+from peft_landermt.routed.tuner import RoutedTuner
 
 from ...conftest import PAIRS
 from ..helpers import ids, logits, same_state
@@ -39,7 +40,7 @@ def saves_and_loads(case: Case) -> None:
     assert {path.name for path in (case.folder / "sub").iterdir()} == {WEIGHTS, CONFIG, CARD}
     for keywords in ({}, {"low_cpu_mem_usage": True}, {"autocast_adapter_dtype": False}):
         loaded = PeftModel.from_pretrained(case.base(), str(case.folder), subfolder="sub", **keywords)
-        assert isinstance(loaded.base_model, LanderModel)
+        assert isinstance(loaded.base_model, RoutedTuner)
         assert case.out(loaded).equal(expected)
         assert same_state(loaded.state_dict(), tuned.state_dict())
         assert not trainable(loaded)
@@ -60,10 +61,10 @@ def loads_base_and_adapter(case: Case) -> None:
 def hands_on_its_state(case: Case) -> None:
     tuned, other = case.adapted(seed=1), case.adapted(seed=2)
     state = get_peft_model_state_dict(tuned)
-    assert all(".lander_blocks." in key and "default" not in key for key in state)
+    assert all(f".{case.prefix}blocks." in key and "default" not in key for key in state)
     assert not case.out(other).equal(case.out(tuned))
     result = set_peft_model_state_dict(other, state)
-    assert result.unexpected_keys == [] and not any("lander" in key for key in result.missing_keys)
+    assert result.unexpected_keys == [] and not any(case.prefix in key for key in result.missing_keys)
     assert same_state(get_peft_model_state_dict(other), state)
     assert case.out(other).equal(case.out(tuned))
 
@@ -95,13 +96,13 @@ def transformers_loads_it(case: Case) -> None:
     fresh.add_adapter(case.config(), "new")
     assert logits(fresh.eval(), ids()).equal(base)
     model.delete_adapter("default")
-    assert not any("lander" in key for key in model.state_dict())
+    assert not any(case.prefix in key for key in model.state_dict())
 
 
 def saves_other_modules(case: Case) -> None:
     names = MODULES[case.architecture]
     tuned = case.adapted(modules_to_save=names)
-    others = [name.removeprefix("base_model.model.") for name in trainable(tuned) if ".lander_" not in name]
+    others = [name.removeprefix("base_model.model.") for name in trainable(tuned) if f".{case.prefix}" not in name]
     assert {name.partition(".modules_to_save.default.")[0] for name in others} == set(names)
     expected = case.out(tuned)
     assert not expected.equal(case.out(case.adapted()))
@@ -109,7 +110,7 @@ def saves_other_modules(case: Case) -> None:
     saved = {key.removeprefix("base_model.model.") for key in load_file(case.folder / WEIGHTS)}
     weights = (name for name, _ in case.model.named_parameters(remove_duplicate=False))
     expected_keys = {name for name in weights if name.rpartition(".")[0] in names}
-    assert {key for key in saved if ".lander_" not in key} == expected_keys
+    assert {key for key in saved if f".{case.prefix}" not in key} == expected_keys
     loaded = PeftModel.from_pretrained(case.base(), str(case.folder))
     assert case.out(loaded).equal(expected)
     with loaded.disable_adapter():

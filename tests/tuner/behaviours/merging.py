@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from peft_landermt.errors import ConfigError, LanderError
 
 from ...conftest import PAIRS
-from ..helpers import cloned_state, ids, lander_layers, logits, same_state
+from ..helpers import cloned_state, ids, logits, same_state
 from .case import Case, close
 
 
@@ -101,14 +101,13 @@ def merges_safely(case: Case) -> None:
         pytest.skip("not applicable: a gate that depends on the input is never merged")
     model = case.adapted()
     case.choose(model)
-    name = case.neuron_map.neurons[case.neuron_map.layers("en-de")[-1]].name
-    parameters = dict(lander_layers(model)[name].blocks("default").named_parameters())
+    parameters = dict(case.layers(model)[case.last_layer].blocks("default").named_parameters())
     with torch.no_grad():
         chosen = [weight for key, weight in parameters.items() if key.startswith("de_")] or [*parameters.values()]
         chosen[-1][-1, -1] = float("nan")
 
     def base_weights() -> dict[str, torch.Tensor]:
-        return {key: value.clone() for key, value in model.state_dict().items() if ".lander_" not in key}
+        return {key: value.clone() for key, value in model.state_dict().items() if f".{case.prefix}" not in key}
 
     before = base_weights()
     message = "NaNs detected in the merged weights. The adapter default seems to be broken"

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigError
-from ..routed.layer import RoutedLayer
+from .blocks import GATES, READING, ROWS, WRITING
+from .layer import RoutedLayer
 
-READING, WRITING, ROWS, GATES = "factors_a", "factors_b", "rows", "gates"
 RATES: Mapping[str, float] = {READING: 1.0, WRITING: 2.0, ROWS: 0.03, GATES: 1.0}
 """Ratios by kind: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's B),
-whole rows beside factors, gates. Rows without factors in the adapter have the learning rate itself."""
+whole rows beside factors, gates and the logits of a learned index. Rows without factors in the adapter have the
+learning rate itself."""
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
@@ -45,7 +45,7 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
     of_adapter: dict[str, dict[str, list[nn.Parameter]]] = defaultdict(lambda: defaultdict(list))
     for layer in layers:
         for adapter in layer.adapters:
-            blocks: Any = layer.blocks(adapter)
+            blocks = layer.blocks(adapter)
             for name, parameter in blocks.named_parameters():
                 if parameter.requires_grad:
                     of_adapter[adapter][blocks.kind(name)].append(parameter)

@@ -1,0 +1,9 @@
+"""PEFT type `LSLO`: language-specific LoRA with a learned index and gradual pruning."""
+
+from .config import LsloConfig
+from .layer import LsloLinear
+from .learned import learned_index
+from .model import LsloModel
+from .pruning import GradualPruning, subspace_demand
+
+__all__ = ["GradualPruning", "LsloConfig", "LsloLinear", "LsloModel", "learned_index", "subspace_demand"]
