@@ -12,11 +12,12 @@ import torch
 
 from .errors import LanguagePairError, NeuronMapError
 from .language_pair import LanguagePair, parse_pair
-from .neuron_map_checks import GENERAL, check_neuron_map
+from .neuron_map_checks import GENERAL, PARTS, check_neuron_map
 from .tensor_file import load_tensors, save_tensors
 
 _FORMAT = "1"
 _ENTRY = "neuron_map"
+_GRADIENTS = "gradients"
 _TENSORS = ("owner", "awareness", "mean_gradient", "mean_abs_activation")
 _HEADER: dict[str, type | tuple[type, ...]] = {
     "format": str,
@@ -83,7 +84,7 @@ class LayerNeurons:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronMap:
     """Which FFN layers and neurons matter to which language pairs.
 
@@ -99,6 +100,9 @@ class NeuronMap:
         width: Model width d.
         fingerprint: Identifies the base weights; see `peft_landermt.fingerprint.fingerprint`.
         signature: One line that tells how the map was made: base, data, options, version.
+        gradients: float32 (L, layers, parts), with `layer_statistic="gradient"`: how strongly sentences of a language
+            pull at the parts of a layer, q, k, v, o, input and output projections of the FFN. It is the squared norm
+            of the gradient of a sentence's loss by the weight, for each number that factors of rank one have there.
     """
 
     languages: tuple[str, ...]
@@ -109,9 +113,24 @@ class NeuronMap:
     fingerprint: str | None
     signature: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    gradients: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.gradients is not None:
+            object.__setattr__(self, "gradients", torch.as_tensor(self.gradients).to(torch.float32))
         check_neuron_map(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NeuronMap):
+            return NotImplemented
+        names = [item.name for item in fields(self) if item.name != "gradients"]
+        if any(getattr(self, name) != getattr(other, name) for name in names):
+            return False
+        if self.gradients is None or other.gradients is None:
+            return self.gradients is other.gradients
+        return torch.equal(self.gradients, other.gradients)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def language_pairs(self) -> list[str]:
@@ -152,6 +171,20 @@ class NeuronMap:
         specific = (entry.owner == rows[0]) | (entry.owner == rows[1])
         return float(phi[specific].sum()), float(phi[entry.owner == GENERAL].sum())
 
+    def parts(self, language_pair: str) -> dict[str, float]:
+        """Tell which parts of the model matter to a pair: the mean of `gradients` over its languages and all layers,
+        the largest first.
+
+        Raises:
+            NeuronMapError: The map was detected without gradients.
+        """
+        pair = parse_pair(self._pair(language_pair))
+        if self.gradients is None:
+            raise NeuronMapError("gradients", None, 'detect with layer_statistic="gradient" to have them.')
+        means = self.gradients[[self._language(language) for language in pair]].double().mean(dim=(0, 1)).tolist()
+        found = {part: mean for part, mean in zip(PARTS, means, strict=True) if mean > 0}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
     def car(self, layer: int, language_pair: str) -> float:
         """Compute the conditional awareness of a pair in a layer (eq. 6)."""
         return conditional_awareness(*self.awareness_sums(layer, language_pair))
@@ -183,7 +216,10 @@ class NeuronMap:
             for key in _TENSORS:
                 tensor = getattr(entry, key)
                 tensors[f"{index}.{key}"] = tensor.to(torch.int32) if key == "owner" else tensor
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "neurons"}
+        if self.gradients is not None:
+            tensors[_GRADIENTS] = self.gradients
+        kept = ("neurons", _GRADIENTS)
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in kept}
         header = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
         names = [entry.name for entry in self.neurons]
         save_tensors(path, _ENTRY, {"format": _FORMAT, **header, "names": names}, tensors)
@@ -237,6 +273,7 @@ class NeuronMap:
             fingerprint=header["fingerprint"],
             signature=header["signature"],
             options=header["options"],
+            gradients=tensors.get(_GRADIENTS),
         )
 
     def for_pairs(self, language_pairs: Sequence[str] | None) -> list[LanguagePair]:
@@ -257,4 +294,5 @@ def _tensor_names(header: Any) -> set[str]:
     lists = [*header["pair_layers"].values(), *header["layer_changes"].values()]
     if not all(isinstance(values, list) for values in lists):
         raise ValueError("a pair has no list of layers or changes in its header")
-    return {f"{index}.{key}" for index in range(len(header["names"])) for key in _TENSORS}
+    names = {f"{index}.{key}" for index in range(len(header["names"])) for key in _TENSORS}
+    return names | ({_GRADIENTS} if header["options"].get("layer_statistic") == "gradient" else set())

@@ -17,6 +17,8 @@ from .strict_json import parse_json
 if TYPE_CHECKING:
     from .neuron_map import LayerNeurons, NeuronMap
 
+PARTS = ("q", "k", "v", "o", "input", "output")
+"""Where gradients are told apart: projections of the attention, and those into and out of an FFN's neurons."""
 GENERAL = -1
 """Owner of a language-general neuron."""
 
@@ -63,6 +65,13 @@ def check_neuron_map(neuron_map: NeuronMap) -> None:
         raise NeuronMapError("fingerprint", base, "must be 16 hexadecimal digits, or None.")
     for layer in neurons:
         _check_neurons(layer, len(languages))
+    if (gradients := neuron_map.gradients) is not None:
+        shape = (len(languages), len(neurons), len(PARTS))
+        if gradients.shape != shape:
+            remedy = f"must have the shape {shape}, languages by layers by {', '.join(PARTS)}."
+            raise NeuronMapError("gradients", f"shape {tuple(gradients.shape)}", remedy)
+        if not bool(((gradients >= 0) & (gradients <= _LARGEST)).all()):
+            raise NeuronMapError("gradients", "NaN or out of range", f"must be numbers from 0 to {_LARGEST:g}.")
 
 
 def _check_layers(field: str, layers: Sequence[Any], available: int) -> None:

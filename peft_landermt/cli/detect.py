@@ -7,7 +7,7 @@ import json
 from typing import Any, get_args
 
 from ..detection import detect_neurons
-from ..detection.layers import ActivationStatistic
+from ..detection.layers import ActivationStatistic, LayerStatistic
 from .inspect import print_neuron_map
 from .options import (
     add_model_options,
@@ -48,6 +48,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
     parser.add_argument("--activation-statistic", choices=get_args(ActivationStatistic), default="mean")
+    parser.add_argument(
+        "--layer-statistic",
+        choices=get_args(LayerStatistic),
+        default="activation",
+        help="what layers are chosen by; gradient: also which parts of the model matter (default: %(default)s)",
+    )
     parser.add_argument("--no-normalize-awareness", dest="normalize_awareness", action="store_false")
     parser.add_argument(
         "--ffn-layout",
@@ -82,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         ffn_layout=options.ffn_layout,
         distributed=processes(options) is not None,
         extends=options.extends,
+        layer_statistic=options.layer_statistic,
     )
     if is_main(options):
         neuron_map.save(options.output)

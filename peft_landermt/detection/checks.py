@@ -14,7 +14,7 @@ from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePai
 from ..ffn import FFN, FFNLayout, check_addressable, find_ffns
 from ..language_pair import LanguagePair, check_language
 from ..linear import device_and_dtype
-from .layers import ActivationStatistic
+from .layers import ActivationStatistic, LayerStatistic
 
 
 def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[LanguagePair]) -> None:
@@ -45,7 +45,7 @@ def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[Language
         raise CorpusError("sentences", list(counts), "awareness is compared between languages; give at least two.")
 
 
-def check_options(activation_statistic: str, batch_size: int, max_length: int) -> None:
+def check_options(activation_statistic: str, batch_size: int, max_length: int, layer_statistic: str) -> None:
     """Check the options of `detect_neurons`.
 
     Raises:
@@ -53,6 +53,8 @@ def check_options(activation_statistic: str, batch_size: int, max_length: int) -
     """
     if activation_statistic not in get_args(ActivationStatistic):
         raise DetectionError("activation_statistic", activation_statistic, "must be 'mean' or 'mean_abs'.")
+    if layer_statistic not in get_args(LayerStatistic):
+        raise DetectionError("layer_statistic", layer_statistic, "must be 'activation' or 'gradient'.")
     for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise DetectionError(name, value, f"must be an integer of at least {least}.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,23 +14,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import DetectionError
-from ..escaping import last_part, printable
 from ..ffn import FFN
 from ..fingerprint import fingerprint
 from ..language_pair import parse_pairs
 from ..neuron_map import NeuronMap
+from ..neuron_map_checks import PARTS
 from ..padding import IGNORED
 from ..processes import Result, check_started, same_everywhere, shared
 from ..progress import progress_bar
 from ..seq2seq import is_encoder_decoder
-from ..version import __version__
 from .awareness import sum_over_tokens
 from .batches import Batch, Batcher
 from .checks import check_all_seen, check_finite, check_model, check_options, check_sentences
-from .extension import check_extension, layout_of, partition_layer, read_map
-from .layers import ActivationStatistic, changes_in_stacks, check_num_layers, layers_in_stacks, mean_activation
+from .extension import check_extension, extended, layout_of, partition_layer, read_map
+from .gradients import WeightGradients
+from .layers import (
+    ActivationStatistic,
+    LayerStatistic,
+    changes_in_stacks,
+    check_num_layers,
+    layers_by_gradient,
+    layers_in_stacks,
+    mean_activation,
+)
 from .partition import check_general_ratio
 from .passes import accepts_logits_to_keep, frozen, tap_activations
+from .signature import signature
 
 
 @torch.inference_mode(False)
@@ -50,6 +58,7 @@ def detect_neurons(
     ffn_layout: Mapping[str, Any] | None = None,
     distributed: bool = False,
     extends: NeuronMap | str | os.PathLike[str] | None = None,
+    layer_statistic: LayerStatistic = "activation",
 ) -> NeuronMap:
     """Find the layers and neurons of every language pair (eq. 1 to 5).
 
@@ -79,6 +88,9 @@ def detect_neurons(
             its own languages and pairs stays as it is: statistics, layers, and the owner of every specific neuron. New
             languages get the neurons that eq. 5 gives them over all languages, where these were general. `sentences`
             needs the languages of the new pairs only.
+        layer_statistic: What a pair's layers are chosen by: `"activation"`, the change of mean activations (eq. 1 and
+            2, the paper), or `"gradient"`, how strongly sentences of its languages pull at the FFN's weights. Then the
+            map also tells which parts of the model matter to a pair, `NeuronMap.parts`.
 
     Returns:
         The neuron map, on the CPU.
@@ -94,7 +106,7 @@ def detect_neurons(
     """
     pairs = parse_pairs(language_pairs)
     check_sentences(sentences, pairs)
-    check_options(activation_statistic, batch_size, max_length)
+    check_options(activation_statistic, batch_size, max_length, layer_statistic)
     check_general_ratio(general_ratio)
     earlier = read_map(extends)
     layout = layout_of(earlier, ffn_layout)
@@ -102,7 +114,7 @@ def detect_neurons(
     stacks = _stacks(model, ffns)
     check_num_layers(num_layers, min(Counter(stacks).values()))
     if earlier is not None:
-        check_extension(earlier, model, ffns, layout, pairs, normalize_awareness)
+        check_extension(earlier, model, ffns, layout, pairs, normalize_awareness, layer_statistic)
         pairs = [pair for pair in pairs if str(pair) not in earlier.pair_layers]
 
     texts = {language: list(sentences[language]) for language in sentences}
@@ -121,6 +133,7 @@ def detect_neurons(
         "num_sentences": len(next(iter(texts.values()))),
         "ffn_layout": None if layout is None else layout.to_dict(),
         **({} if earlier is None else {"extends": earlier.signature}),
+        **({} if layer_statistic == "activation" else {"layer_statistic": layer_statistic}),
     }
     if distributed:
         check_started(DetectionError)
@@ -137,8 +150,10 @@ def detect_neurons(
 
         read = partial(_pair_activations, model, ffns, stacks, statistic=activation_statistic)
         activations = {pair: torch.cat(list(passes(pair_batches[pair], read)), dim=1) for pair in pairs}
-        score = partial(_awareness_sums, model, ffns, stacks)
-        sums = _language_means(stacks, batches, passes(batches, score))
+        weights = WeightGradients(model, ffns, stacks) if layer_statistic == "gradient" else None
+        score = partial(_awareness_sums, model, ffns, stacks, weights)
+        scored = zip(batches, passes(batches, score), strict=True)
+        sums = _language_means(stacks, batches, (_counted(weights, *found) for found in scored))
 
     changes = {pair: changes_in_stacks(activations[pair], stacks) for pair in pairs}
     check_finite(activations, sums, ffns)
@@ -153,7 +168,11 @@ def detect_neurons(
         for index, ffn in enumerate(ffns)
     )
     base = fingerprint(model, layout)
+    gradients = None if weights is None else extended(earlier, weights.means(new))
     layers = {str(pair): layers_in_stacks(changes[pair], stacks, num_layers) for pair in pairs}
+    if gradients is not None:
+        indices = {pair: [[*held, *new].index(language) for language in pair] for pair in pairs}
+        layers = {str(pair): layers_by_gradient(gradients, indices[pair], stacks, num_layers) for pair in pairs}
     layer_changes = {str(pair): changes[pair] for pair in pairs}
     return NeuronMap(
         languages=(*held, *new),
@@ -162,8 +181,9 @@ def detect_neurons(
         neurons=neurons,
         width=ffns[0].width,
         fingerprint=base,
-        signature=_signature(model, base, (*held, *new), texts, options),
+        signature=signature(model, base, (*held, *new), texts, options),
         options=options,
+        gradients=gradients,
     )
 
 
@@ -191,8 +211,11 @@ def _pair_activations(
     return torch.stack([rows for (rows,) in collected])
 
 
-def _awareness_sums(model: nn.Module, ffns: list[FFN], stacks: list[str], batch: Batch) -> list[torch.Tensor]:
-    """`sum_over_tokens` of every layer, (3, p) on the CPU, from one forward and backward pass.
+def _awareness_sums(
+    model: nn.Module, ffns: list[FFN], stacks: list[str], weights: WeightGradients | None, batch: Batch
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """`sum_over_tokens` of every layer, (3, p), and what `weights` finds, on the CPU; from one forward and backward
+    pass.
 
     L is the loss summed over all predicted tokens, so that dividing at the end makes the result independent of the
     batches.
@@ -209,7 +232,9 @@ def _awareness_sums(model: nn.Module, ffns: list[FFN], stacks: list[str], batch:
 
         hidden.register_hook(add)
 
-    with torch.enable_grad(), tap_activations(ffns, collect):
+    found = torch.zeros(len(ffns), len(PARTS), len(batch.labels))
+    tapped = weights.tapped(batch, found) if weights is not None else nullcontext()
+    with torch.enable_grad(), tap_activations(ffns, collect), tapped:
         logits = model(**batch.inputs, use_cache=False).logits
         F.cross_entropy(
             logits.float().flatten(0, 1),
@@ -218,7 +243,16 @@ def _awareness_sums(model: nn.Module, ffns: list[FFN], stacks: list[str], batch:
             reduction="sum",
         ).backward()
     check_all_seen(ffns, collected)
-    return [sums.cpu() for (sums,) in collected]
+    return [sums.cpu() for (sums,) in collected], found
+
+
+def _counted(
+    weights: WeightGradients | None, batch: Batch, found: tuple[list[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:
+    """What `_awareness_sums` found of activations; what it found of weights is counted."""
+    if weights is not None:
+        weights.add(batch, found[1])
+    return found[0]
 
 
 LanguageStatistics = dict[str, list[torch.Tensor]]
@@ -248,28 +282,3 @@ def _language_means(stacks: list[str], batches: list[Batch], sums: Iterable[list
 
     languages = dict.fromkeys(language for language, _ in totals)
     return {language: [means(language, layer) for layer in range(len(stacks))] for language in languages}
-
-
-def _signature(
-    model: nn.Module,
-    base: str | None,
-    languages: Sequence[str],
-    texts: Mapping[str, Sequence[str]],
-    options: Mapping[str, Any],
-) -> str:
-    name = printable(last_part(str(getattr(getattr(model, "config", None), "name_or_path", "")))) or "unnamed"
-    data = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode()).hexdigest()[:12]
-    parts = {
-        "base": f"{name}#{base}" if base is not None else name,
-        "data": f"{data}x{options['num_sentences']}",
-        "languages": "+".join(languages),
-        "layers": options["num_layers"],
-        "general": options["general_ratio"],
-        "activation": options["activation_statistic"],
-        "normalized": "yes" if options["normalize_awareness"] else "no",
-        "max_length": options["max_length"],
-        "version": __version__,
-    }
-    if "extends" in options:
-        parts["extends"] = hashlib.sha256(options["extends"].encode()).hexdigest()[:12]
-    return "|".join(f"{key}:{value}" for key, value in parts.items())

@@ -37,12 +37,14 @@ def check_extension(
     layout: FFNLayout | None,
     pairs: list[LanguagePair],
     normalize_awareness: bool,
+    layer_statistic: str,
 ) -> None:
     """Check that a map is of this model, was made in the same way, and lacks a pair.
 
     Raises:
         NeuronMapError: It is of another base.
-        DetectionError: Its awareness has another scale, or it holds all pairs.
+        DetectionError: Its awareness has another scale, or it has no gradients where they are asked for, or holds
+            all pairs.
     """
     remedy = "extend a map that was detected on this model."
     found = fingerprint(model, layout)
@@ -55,8 +57,18 @@ def check_extension(
     if detected != normalize_awareness:
         problem = f"the map was made with {detected}, and awareness is compared between languages; give the same."
         raise DetectionError("normalize_awareness", normalize_awareness, problem)
+    if layer_statistic == "gradient" and earlier.gradients is None:
+        problem = "the map was detected without gradients; give 'activation', or detect all languages anew."
+        raise DetectionError("layer_statistic", layer_statistic, problem)
     if all(str(pair) in earlier.pair_layers for pair in pairs):
         raise DetectionError("language_pairs", [str(pair) for pair in pairs], "are all in the map that is extended.")
+
+
+def extended(earlier: NeuronMap | None, gradients: torch.Tensor) -> torch.Tensor:
+    """Return gradients (L, layers, parts) of an earlier map's languages and of new ones."""
+    if earlier is None or earlier.gradients is None:
+        return gradients
+    return torch.cat([earlier.gradients, gradients])
 
 
 def partition_layer(

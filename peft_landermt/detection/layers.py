@@ -11,8 +11,10 @@ import torch
 
 from ..errors import DetectionError
 from ..neuron_map import NeuronMap
+from ..neuron_map_checks import PARTS
 
 ActivationStatistic = Literal["mean", "mean_abs"]
+LayerStatistic = Literal["activation", "gradient"]
 
 
 def mean_activation(
@@ -87,6 +89,26 @@ def _by_stack(stacks: Sequence[str]) -> list[list[int]]:
     return [[index for index, of in enumerate(stacks) if of == stack] for stack in dict.fromkeys(stacks)]
 
 
+def layers_by_gradient(
+    gradients: torch.Tensor, languages: Sequence[int], stacks: Sequence[str], num_layers: int
+) -> tuple[int, ...]:
+    """Return the layers of every stack at whose FFNs a pair's languages pull most, ascending. This is not the paper's.
+
+    Args:
+        gradients: (L, layers, parts), as `NeuronMap.gradients`.
+        languages: Indices of the pair's languages.
+        stacks: For every layer, the stack that it is in.
+        num_layers: k, for each stack.
+    """
+    pulls = gradients[list(languages)][:, :, [PARTS.index("input"), PARTS.index("output")]].double().sum(dim=(0, 2))
+    chosen = [
+        indices[place]
+        for indices in _by_stack(stacks)
+        for place in torch.sort(pulls[indices], descending=True, stable=True).indices[:num_layers].tolist()
+    ]
+    return tuple(sorted(chosen))
+
+
 def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
     """Make the map that detection would have made with another number of relevant layers, without detecting again.
 
@@ -104,11 +126,16 @@ def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
     ends = [change is None for change in next(iter(neuron_map.layer_changes.values()))]
     stacks = [str(sum(ends[:index])) for index in range(neuron_map.num_layers)]
     check_num_layers(num_layers, min(map(stacks.count, stacks)))
+    chosen = {}
+    for pair, changes in neuron_map.layer_changes.items():
+        if neuron_map.options.get("layer_statistic", "activation") == "gradient" and neuron_map.gradients is not None:
+            spoken = [neuron_map.languages.index(language) for language in pair.split("-")]
+            chosen[pair] = layers_by_gradient(neuron_map.gradients, spoken, stacks, num_layers)
+        else:
+            chosen[pair] = layers_in_stacks(changes, stacks, num_layers)
     return replace(
         neuron_map,
-        pair_layers={
-            pair: layers_in_stacks(changes, stacks, num_layers) for pair, changes in neuron_map.layer_changes.items()
-        },
+        pair_layers=chosen,
         options={**neuron_map.options, "num_layers": num_layers},
         signature=re.sub(r"\|layers:\d+\|", f"|layers:{num_layers}|", neuron_map.signature),
     )
