@@ -105,7 +105,7 @@ def test_an_index_that_was_not_learned() -> None:
             learned_index(model, name)
 
 
-@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("side", [pytest.param("source", marks=pytest.mark.slow), "target"])
 def test_training_finds_the_side_that_labels_depend_on(side: str) -> None:
     """Of four directions, whatever the words: one token for each language of one side."""
     torch.manual_seed(0)

@@ -126,7 +126,7 @@ class Watch(GradualPruning):
         self.ratios.append(model.peft_config["default"].pruned)
 
 
-@pytest.mark.parametrize("scope", ["language", "layer"])
+@pytest.mark.parametrize("scope", [pytest.param("language", marks=pytest.mark.slow), "layer"])
 def test_training_prunes_as_scheduled(scope: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Through momentum and weight decay; A is left whole; the count is exact in every pool."""
     model = adapt(build("llama"), PAIRS, target_modules=["o_proj", "up_proj"])
