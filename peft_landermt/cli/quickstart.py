@@ -31,6 +31,7 @@ from ..translation import (
     evaluate_translation,
     translate,
 )
+from ..translation.training_arguments import by_length, warmup
 from .options import add_model_options, load_model, task_type, with_texts
 from .outputs import add_overwrite_option, claim_folder, write_json
 
@@ -187,9 +188,9 @@ def _train(model: Any, tokenizer: Any, corpus: DemoCorpus, options: argparse.Nam
             num_train_epochs=options.epochs,
             learning_rate=options.lr,
             lr_scheduler_type="cosine",
-            warmup_steps=0.1,
+            **warmup(0.1),
             per_device_train_batch_size=options.batch_size,
-            train_sampling_strategy="group_by_length",
+            **by_length(),
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

@@ -17,6 +17,7 @@ from ..lander.layout import CHOICES
 from ..outputs import written_whole
 from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
 from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
+from ..translation.training_arguments import warmup
 from .corpora import add_data_options, read_corpora
 from .options import add_model_options, is_main, load_model, prompt_template, task_type
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
@@ -124,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
             num_train_epochs=options.epochs,
             learning_rate=options.lr,
             lr_scheduler_type="cosine",
-            warmup_steps=0.05,
+            **warmup(0.05),
             per_device_train_batch_size=options.batch_size,
             gradient_accumulation_steps=options.accumulation,
             save_steps=options.save_steps,
