@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..lander.adapters import split_adapter
 from .options import add_model_options, load_adapted_model, require_adapter
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
@@ -24,6 +23,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..lander.adapters import split_adapter
+
     require_adapter(options)
     model, _ = load_adapted_model(options)
     pairs = getattr(model.peft_config["default"], "language_pairs", None) or []

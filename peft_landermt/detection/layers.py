@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
+from ..choices import ActivationStatistic
 from ..errors import DetectionError
 from ..neuron_map import NeuronMap
-
-ActivationStatistic = Literal["mean", "mean_abs"]
 
 
 def mean_activation(

@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..attention import ROLES, Role
+from ..choices import ROLES, CarMode, InactiveNeurons, Projections, Role, Tune
 from ..errors import ConfigError
 from ..ffn import FFNLayout
 from ..neuron_map import NeuronMap
 from ..routed.config import RoutedConfig
 from .deltas import ROW_PER_PAIR
-from .layout import CONSTANT, BlockLayout, CarMode, Counts, InactiveNeurons, Projections, Tune, check_counts
+from .layout import CONSTANT, BlockLayout, Counts, check_counts
 
 FORMAT_VERSION = 2
 """2 has factors in attention and of specific neurons, or deltas on some projections only; others are written as 1."""

@@ -1,0 +1,202 @@
+"""What `landermt train` does: corpora become rows, rows an adapter."""
+
+from __future__ import annotations
+
+import argparse
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..errors import ConfigError, CorpusError
+from ..lander import LanderConfig
+from ..outputs import written_whole
+from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
+from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
+from ..translation.training_arguments import warmup
+from .corpora import read_corpora
+from .dry_run import estimate
+from .options import is_main, load_model, prompt_template, task_type
+from .outputs import ADAPTER, claim_folder
+from .training_progress import ProgressByPair
+
+_POSITIVE = ("epochs", "lr", "batch_size", "accumulation", "save_steps", "max_length", "patience")
+
+Row = dict[str, str]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: An option is out of range, needs another, or names a tracker that is not there.
+        CorpusError: A corpus cannot be used.
+    """
+    _check(options)
+    checkpoint = last_whole_checkpoint(options.output) if options.resume else None
+    if options.resume and checkpoint is None:
+        raise ConfigError("--resume", options.output, "holds no whole checkpoint; leave out --resume.")
+    rows = _read_rows(options, "data")
+    held_out = _read_rows(options, "eval_data") if options.eval_data else []
+    pairs = list(dict.fromkeys(row["language_pair"] for row in rows))
+    if unknown := {row["language_pair"] for row in held_out} - set(pairs):
+        raise ConfigError(
+            "--eval-data", ", ".join(sorted(unknown)), "has no corpus in --data; name one, or leave it out."
+        )
+    config = _config(options, pairs)
+    if options.dry_run:
+        print(f"dry run: {len(rows)} rows for {', '.join(pairs)}; nothing is trained or written")
+    if options.dry_run and options.model is None:
+        print("with --model, the model is checked too, and time and memory are estimated")
+        return
+    set_seed(options.seed)
+    base, tokenizer = load_model(options)
+    config.task_type = task_type(base)
+    prompt = prompt_template(options, tokenizer)
+    collator = TranslationCollator(
+        tokenizer,
+        templates=None if prompt is None else [prompt],
+        seed=options.seed,
+        max_length=options.max_length,
+        model=base,
+    )
+    usable = _usable(rows, collator, options)
+    held_out = _usable(held_out, collator, options) if held_out else []
+    model = get_peft_model(base, config)
+    if is_main(options):
+        model.print_trainable_parameters()
+    if options.dry_run:
+        print(estimate(model, collator, usable, options))
+        return
+    trainer = _trainer(model, tokenizer, collator, usable, held_out, options)
+    progress = ProgressByPair(is_main(options))
+    trainer.add_callback(progress)
+    if options.overwrite and checkpoint is None and is_main(options):
+        remove_checkpoints(options.output)  # of an earlier run
+    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt as error:
+        last = last_whole_checkpoint(options.output)
+        kept = f"kept: {last}; --resume goes on from there" if last else f"no checkpoint yet in {options.output}"
+        raise KeyboardInterrupt(kept) from error
+    finally:
+        progress.close()
+    if is_main(options):
+        model.save_pretrained(str(options.output))
+        with written_whole(Path(options.output, TRAINER_STATE_NAME)) as partial:
+            trainer.state.save_to_json(str(partial))
+        if trainer.state.best_metric is not None:
+            print(f"best: {trainer.state.best_model_checkpoint}, loss {trainer.state.best_metric:.4f}")
+        print(f"written: {options.output}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Check everything that needs no corpus and no model."""
+    for name in _POSITIVE:
+        if getattr(options, name) is not None and not getattr(options, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), "must be positive.")
+    for name in ("general_rank", "specific_rank"):
+        if getattr(options, name) < 0:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}", getattr(options, name), "must be positive, or 0 for whole rows."
+            )
+    if options.patience and not options.eval_data:
+        raise ConfigError("--patience", options.patience, "needs held-out corpora; add --eval-data.")
+    claim_folder(options, (*ADAPTER, TRAINER_STATE_NAME, "checkpoint-*"), replaces=options.resume)
+    try:
+        for tracker in get_reporting_integration_callbacks(options.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError("--report-to", options.report_to, str(error)) from error
+
+
+def _read_rows(options: argparse.Namespace, name: str) -> list[Row]:
+    """Read and clean the corpora of `--data` or `--eval-data`."""
+    rows: list[Row] = []
+    for pair, read in read_corpora(options, name).items():
+        corpus, report = clean(read, check_languages=options.check_languages)
+        unreadable = "".join(f"; {count} rows skipped: {reason}" for reason, count in read.skipped.items())
+        if is_main(options):
+            first = corpus.examples[0]
+            print(f"{pair}: {report}{unreadable}; first: {first.source[:40]!r} -> {first.target[:40]!r}")
+        rows += [example.to_row() for example in corpus]
+    return rows
+
+
+def _config(options: argparse.Namespace, pairs: list[str]) -> LanderConfig:
+    return LanderConfig(
+        neuron_map=options.neuron_map,
+        language_pairs=pairs,
+        car=options.car,
+        inactive_neurons=options.inactive_neurons,
+        tune=options.tune,
+        projections=options.projections,
+        general_rank=options.general_rank or None,
+        specific_rank=options.specific_rank or None,
+        attention_modules=options.attention_modules,
+        attention_rank=options.attention_rank,
+    )
+
+
+def _trainer(
+    model: Any, tokenizer: Any, collator: Any, rows: list[Row], held_out: list[Row], options: argparse.Namespace
+) -> LanderTrainer:
+    steps = ceil(len(rows) / (options.batch_size * options.accumulation))  # of an epoch
+    save_steps = min(options.save_steps, steps) if held_out else options.save_steps
+    best: dict[str, Any] = {}
+    if held_out:
+        best = {
+            "eval_strategy": "steps",
+            "eval_steps": save_steps,
+            "per_device_eval_batch_size": options.batch_size,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    trainer = LanderTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.output,
+            num_train_epochs=options.epochs,
+            learning_rate=options.lr,
+            lr_scheduler_type="cosine",
+            **warmup(0.05),
+            per_device_train_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.accumulation,
+            save_steps=save_steps,
+            save_total_limit=2,
+            logging_first_step=True,
+            logging_steps=10,
+            report_to=options.report_to,
+            seed=options.seed,
+            use_cpu=model.device.type == "cpu",
+            disable_tqdm=True,  # the bar is ours
+            **best,
+        ),
+        data_collator=collator,
+        train_dataset=rows,
+        eval_dataset=held_out or None,
+        processing_class=tokenizer,
+        check_languages=False,  # of the corpora, above
+    )
+    trainer.remove_callback(PrinterCallback)
+    if options.patience:
+        trainer.add_callback(EarlyStoppingCallback(options.patience))
+    return trainer
+
+
+def _usable(rows: list[Row], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
+    """Select the rows that can be trained on, such as leave room for a translation within `--max-length`."""
+    usable, report = usable_rows(rows, collator)
+    reasons = "; ".join(f"{count} rows skipped: {reason}" for reason, count in report.reasons.items())
+    if not usable:
+        remedy = f"leaves no row with room for a translation ({reasons}); raise it, or look at the corpus."
+        raise CorpusError("--max-length", options.max_length, remedy)
+    if reasons and is_main(options):
+        print(reasons)
+    return usable
