@@ -66,7 +66,7 @@ def base_name(options: argparse.Namespace) -> str:
         return str(options.model or "demo")
     from peft import PeftConfig
 
-    from ..demo.base import NAME as DEMO_NAME
+    from ..cache import DEMO_NAME
 
     named = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if named and Path(named).is_absolute() and not Path(named).exists():

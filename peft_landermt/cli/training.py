@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..errors import ConfigError, CorpusError
 from ..lander import LanderConfig
 from ..outputs import written_whole
+from ..routed.card import write_model_card
 from ..translation import LanderTrainer, TranslationCollator, clean, usable_rows
 from ..translation.checkpoints import last_whole_checkpoint, remove_checkpoints
 from ..translation.training_arguments import warmup
@@ -88,6 +90,8 @@ def train(options: argparse.Namespace) -> None:
         progress.close()
     if is_main(options):
         model.save_pretrained(str(options.output))
+        settings = _settings(trainer, usable, options)
+        write_model_card(model.peft_config["default"], Path(options.output), training=settings)
         with written_whole(Path(options.output, TRAINER_STATE_NAME)) as partial:
             trainer.state.save_to_json(str(partial))
         if trainer.state.best_metric is not None:
@@ -188,6 +192,22 @@ def _trainer(
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
+
+
+def _settings(trainer: LanderTrainer, rows: list[Row], options: argparse.Namespace) -> dict[str, Any]:
+    """Tell how an adapter was trained, for its card."""
+    counts = Counter(row["language_pair"] for row in rows)
+    settings = {
+        "Rows": ", ".join(f"{pair} {count}" for pair, count in counts.items()),
+        "Epochs": options.epochs,
+        "Steps": trainer.state.global_step,
+        "Learning rate": options.lr,
+        "Batch": options.batch_size * options.accumulation,
+        "Seed": options.seed,
+    }
+    if trainer.state.best_metric is not None:
+        settings["Held-out loss"] = f"{trainer.state.best_metric:.4f}"
+    return settings
 
 
 def _usable(rows: list[Row], collator: TranslationCollator, options: argparse.Namespace) -> list[Any]:
