@@ -71,7 +71,7 @@ def _is_command() -> bool:
 
 
 if not _is_command():
-    importlib.import_module(".lander", __name__)  # which registers; every command that needs PEFT imports it too
+    from . import lander  # noqa: F401  registers; every command that needs PEFT imports it too
 
 __all__ = [
     "TEMPLATES",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import datasets
 import peft
 import transformers
 from packaging.version import Version
@@ -10,5 +11,6 @@ TRANSFORMERS_4 = Version(transformers.__version__).major == 4
 PEFT_BEFORE_0_20 = Version(peft.__version__) < Version("0.20")
 PEFT_BEFORE_0_21 = Version(peft.__version__) < Version("0.21")
 
+DATASETS_3 = Version(datasets.__version__).major == 3
 IN_ORDER: dict[str, Any] = {} if TRANSFORMERS_4 else {"train_sampling_strategy": "sequential"}
 """Has rows trained on in their order; transformers 4 always shuffles, by the seed."""

@@ -47,7 +47,7 @@ def warn_of_newer_peft() -> None:
         warnings.warn(
             f"peft=={peft.__version__} is newer than any that peft_landermt was tested with ({NEWEST_TESTED_PEFT}); "
             f"if something fails, try: pip install 'peft=={NEWEST_TESTED_PEFT}.*'",
-            stacklevel=4,  # whoever imports the package
+            stacklevel=5,  # whoever imports the package
         )
 
 

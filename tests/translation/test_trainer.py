@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from peft_landermt.translation.training_arguments import by_length
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
 from ..tuner.helpers import adapt, same_state
-from ..versions import IN_ORDER
+from ..versions import IN_ORDER, TRANSFORMERS_4
 
 SHORT = ["{source_language} {target_language} {source}:"]
 ROWS = [
@@ -157,7 +158,8 @@ def test_loss_equals_the_loss_of_all_logits(
     ) / (items or int((labels != -100).sum()))
     torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
     # the longest translation, with its space and <eos>, and the position before it
-    assert kept == [max(len(row["target"]) for row in ROWS) + 2 + 1], "rows end together"
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # not in BLOOM of transformers 4
+        assert kept == [max(len(row["target"]) for row in ROWS) + 2 + 1], "rows end together"
 
 
 def test_loss_where_nothing_is_masked(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -213,6 +215,7 @@ def test_lists_and_data_sets_train_alike(
     assert dataset.column_names == ["source", "target", "language_pair", "number"]
 
 
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 always shuffles training rows")
 def test_streamed_rows(
     base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
