@@ -1,7 +1,16 @@
-.PHONY: test fuzz behaviours quality style slow bench docs
+PYTHON ?= python3.11
+
+.PHONY: test versions fuzz behaviours quality style slow bench docs
 
 test:  ## what CI runs
 	pytest -n auto
+
+versions:  ## the tests on the lowest, middle and highest versions that are supported, each in an environment of its own
+	for set in -lowest -middle ""; do \
+	    $(PYTHON) -m venv build/venv$$set && \
+	    build/venv$$set/bin/pip install -c constraints$$set.txt ".[test]" && \
+	    build/venv$$set/bin/python -m pytest -n auto || exit 1; \
+	done
 
 slow:  ## tests on the real base model, and all other slow ones
 	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow" --timeout 0

@@ -13,6 +13,7 @@ import torch
 from .errors import LanguagePairError, NeuronMapError
 from .language_pair import LanguagePair, parse_pair
 from .neuron_map_checks import GENERAL, PARTS, check_neuron_map
+from .neuron_pictures import page_part, plot, summary
 from .tensor_file import load_tensors, save_tensors
 
 _FORMAT = "1"
@@ -84,7 +85,7 @@ class LayerNeurons:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronMap:
     """Which FFN layers and neurons matter to which language pairs.
 
@@ -204,6 +205,26 @@ class NeuronMap:
         if not 0 <= layer < len(self.neurons):
             raise NeuronMapError("layer", layer, f"the base model has FFN layers 0 to {len(self.neurons) - 1}.")
         return self.neurons[layer]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        return page_part(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the owners of all neurons, layers by neurons, a colour for each language; extra `report`.
+
+        Args:
+            axes: matplotlib's axes to draw into; those of a new figure by default.
+
+        Returns:
+            The axes; `.figure.savefig("map.png")` writes the picture.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+        """
+        return plot(self, axes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map to one safetensors file; an existing file is replaced only when the new one is whole.

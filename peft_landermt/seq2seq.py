@@ -49,22 +49,31 @@ def decoder_inputs(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
 def encode_source(
     tokenizer: Any, text: str, pair: LanguagePair, max_length: int | None = None, template: str | None = None
 ) -> list[int]:
-    """Encode a source: token ids for the encoder; with `template`, that is filled instead of the tokenizer's own
-    convention.
+    """Encode a source: token ids for the encoder of [`source_text`].
 
     Raises:
         LanguagePairError: If the tokenizer has codes or target tokens, but none for a language of the pair.
+        CorpusError: If `template` is none, or says where the translation stands, which the encoder does not see.
+    """
+    text = source_text(tokenizer, text, pair, template)
+    with _speaking(tokenizer, pair):
+        return tokenizer(text, truncation=max_length is not None, max_length=max_length)["input_ids"]
+
+
+def source_text(tokenizer: Any, text: str, pair: LanguagePair, template: str | None = None) -> str:
+    """Return what the encoder reads as text: the source, with an instruction or a target token where the tokenizer
+    has no language codes; with `template`, that is filled instead.
+
+    Raises:
+        LanguagePairError: If the tokenizer has target tokens, but none for the pair's target.
         CorpusError: If `template` is none, or says where the translation stands, which the encoder does not see.
     """
     if template is not None:
         prompt = Prompt.parse(template)
         if prompt.end or prompt.separator != " ":
             raise CorpusError("template", template, "must not hold {target}; an encoder reads the source alone.")
-        text = prompt.fill(text, pair)
-    elif not _has_codes(tokenizer):
-        text = _name_target(tokenizer, text, pair)
-    with _speaking(tokenizer, pair):
-        return tokenizer(text, truncation=max_length is not None, max_length=max_length)["input_ids"]
+        return prompt.fill(text, pair)
+    return text if _has_codes(tokenizer) else _name_target(tokenizer, text, pair)
 
 
 def encode_target(tokenizer: Any, text: str, pair: LanguagePair, max_length: int | None = None) -> list[int]:

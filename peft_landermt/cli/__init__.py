@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -30,6 +31,7 @@ from . import (
     translate,
 )
 from .config_file import expand
+from .messages import in_words_of, our_messages_only
 
 _COMMANDS = (
     *(quickstart, detect, train, evaluate, translate, inspect, report),
@@ -68,22 +70,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; that of the process by default.
 
     Returns:
-        Exit status: 0; 2 for bad input, told in one line; 130 when interrupted.
+        Exit status: 0, also without arguments, where the help is printed; 2 for bad input, told in one line; 130 when
+        interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
+    if not arguments:
+        parser.print_help()
+        return 0
     try:
         arguments = expand(arguments, _subparsers(parser))
     except ConfigError as error:
         parser.error(str(error))
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        with our_messages_only(options.command):
+            for method in ("lslo", "lander"):  # register, which the package leaves to this command
+                importlib.import_module(f"peft_landermt.{method}")
+            options.run(options)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         # ours are ValueErrors; those of transformers, PEFT and torch are about bad input too, as far as it got here
         if options.debug:
             raise
-        print(f"landermt {options.command}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        flags = _subparsers(parser)[options.command]._option_string_actions
+        print(f"landermt {options.command}: {printable(in_words_of(flags, error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("; ".join(["\nlandermt: interrupted", *(printable(str(text)) for text in error.args)]), file=sys.stderr)

@@ -6,8 +6,7 @@ import argparse
 import json
 from typing import Any, get_args
 
-from ..detection import detect_neurons
-from ..detection.layers import ActivationStatistic, LayerStatistic
+from ..choices import ActivationStatistic, LayerStatistic
 from .inspect import print_neuron_map
 from .options import (
     add_model_options,
@@ -68,6 +67,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..detection import detect_neurons
+
     claim(options, [options.output])
     sentences = {
         language: read_lines(path) for language, path in parse_assignments(options.sentences, "--sentences").items()

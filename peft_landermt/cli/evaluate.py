@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..outputs import write_text
-from ..translation import evaluate_translation
-from ..translation.models import routing_arguments
 from .corpora import add_data_options, read_corpora
 from .options import (
     add_model_options,
@@ -22,6 +20,11 @@ from .options import (
     with_texts,
 )
 from .outputs import add_overwrite_option, claim, write_json
+from .score_table import ScoreTable
+
+if TYPE_CHECKING:
+    from ..translation import TranslationScores
+    from ..translation.significance import Difference
 
 _TEXTS = ("src", "hyp", "ref")
 """Endings of the files of `--texts`."""
@@ -44,52 +47,90 @@ def add_parser(subparsers: Any) -> None:
         "--texts",
         help="folder for sources, translations and references, line by line: en-de.src, en-de.hyp, en-de.ref",
     )
+    parser.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="what this command wrote to --output for another model, to compare with: differences and significance",
+    )
     add_prompt_options(parser)
     add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..translation.models import routing_arguments
+
     if options.limit is not None and options.limit < 1:
         raise ConfigError("--limit", options.limit, "must be positive.")
     pairs = parse_assignments(options.data, "--data")
     texts = [Path(options.texts, f"{pair}.{ending}") for pair in pairs for ending in _TEXTS] if options.texts else []
     claim(options, [*texts, *([options.output] if options.output else [])])
-    corpora = read_corpora(options)
+    corpora = {pair: corpus.examples[: options.limit] for pair, corpus in read_corpora(options).items()}
+    baseline = _read_baseline(options, corpora) if options.baseline else {}
     model, tokenizer = load_adapted_model(options)
     for pair in corpora:
         routing_arguments(model, [pair], None)  # an unknown pair is refused before the first is translated
+    rows = ScoreTable(bool(baseline)) if is_main(options) else None
     results = {}
-    main = is_main(options)
-    if main:
-        print("| pair | BLEU | chrF++ | empty | runaway |\n|---|---|---|---|---|")
-    for pair, corpus in corpora.items():
-        examples = corpus.examples[: options.limit]
-        sources, references = [example.source for example in examples], [example.target for example in examples]
-        score = evaluate_translation(
-            model,
-            tokenizer,
-            sources,
-            references,
-            pair,
-            batch_size=options.batch_size,
-            num_beams=options.num_beams,
-            max_new_tokens=options.max_new_tokens,
-            template=prompt_template(options, tokenizer),
-            distributed=processes(options) is not None,
-            progress=main,
-        )
-        if not main:
+    for pair, examples in corpora.items():
+        score = _score(model, tokenizer, pair, examples, options)
+        if rows is None:
             continue
+        sources, references = [example.source for example in examples], [example.target for example in examples]
         results[pair] = with_texts(score, sources, references)
+        if baseline:
+            compared = compare_with(baseline[pair], score, references)
+            results[pair]["baseline"] = {name: found._asdict() for name, found in compared.items()}
         if options.texts:
             write_lines(Path(options.texts), pair, src=sources, hyp=score.hypotheses, ref=references)
-        print(
-            f"| {pair} | {score.bleu:.2f} | {score.chrf:.2f} | {score.num_empty} | {score.num_runaway} |", flush=True
-        )
-        print(f"{score.bleu_signature}\n{score.chrf_signature}")
+        rows.add(pair, results[pair])
         if options.output:
             write_json(options.output, results)
+    if rows is not None:
+        rows.end()
+
+
+def _score(model: Any, tokenizer: Any, pair: str, examples: Any, options: argparse.Namespace) -> TranslationScores:
+    from ..translation import evaluate_translation
+
+    return evaluate_translation(
+        model,
+        tokenizer,
+        [example.source for example in examples],
+        [example.target for example in examples],
+        pair,
+        batch_size=options.batch_size,
+        num_beams=options.num_beams,
+        max_new_tokens=options.max_new_tokens,
+        template=prompt_template(options, tokenizer),
+        distributed=processes(options) is not None,
+        progress=is_main(options),
+    )
+
+
+def _read_baseline(options: argparse.Namespace, corpora: dict[str, Any]) -> dict[str, Any]:
+    """Read the scores of `--baseline`, which must be of the same sentences.
+
+    Raises:
+        ConfigError: They cannot be read, lack a pair, or are of other sentences.
+    """
+    from ..report.findings import read_scores
+
+    found = read_scores(Path(options.baseline))
+    for pair, examples in corpora.items():
+        if pair not in found or found[pair].get("references") != [example.target for example in examples]:
+            remedy = (
+                f"holds no scores of these sentences for {pair}; write it by landermt evaluate --output, on the same "
+            )
+            raise ConfigError("--baseline", options.baseline, remedy + "--data and with the same --limit.")
+    return found
+
+
+def compare_with(baseline: dict[str, Any], score: TranslationScores, references: list[str]) -> dict[str, Difference]:
+    """Compare scores of a direction with those that `landermt evaluate` wrote for the same sentences."""
+    from ..translation import compare_translations
+
+    return compare_translations(score.hypotheses, baseline["hypotheses"], references, score.language_pair)
 
 
 def write_lines(folder: Path, name: str, **texts: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..routed.export import export_lora
 from .options import add_model_options, load_adapted_model, require_adapter
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
@@ -26,6 +25,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..routed.export import export_lora
+
     require_adapter(options)
     claim_folder(options, ADAPTER)
     model, _ = load_adapted_model(options)

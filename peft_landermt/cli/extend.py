@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from peft import PeftConfig, PeftModel
-from transformers import set_seed
-
-from ..attention import ROLES
+from ..choices import ROLES
 from ..errors import AdapterError
-from ..lander import LanderConfig
-from ..lander.growth import add_language_pairs
-from ..translation.models import keep_prompt
 from .options import add_model_options, load_model, prompt_template, require_adapter
-from .training import add_training_options, begin, fit, make_collator, read_rows, select_usable
+from .training_options import add_training_options
 
 _EXAMPLE = """example:
   landermt detect --extends old.map --sentences en=calib.en zh=calib.zh --pairs en-zh zh-en --output new.map
@@ -30,11 +24,8 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EXAMPLE,
     )
     add_model_options(parser, adapter=True)
-    add_training_options(parser)
+    add_training_options(parser, "must be the one that the adapter was trained with, which is the default")
     parser.add_argument("--neuron-map", required=True, help="from landermt detect --extends the adapter's own map")
-    parser.add_argument(
-        "--prompt", metavar="TEMPLATE", help="must be the one that the adapter was trained with (default: that one)"
-    )
     group = parser.add_argument_group("new languages")
     group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows (default: %(default)s)")
     group.add_argument(
@@ -49,14 +40,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from peft import PeftConfig, PeftModel
+    from transformers import set_seed
+
+    from ..lander import LanderConfig, add_language_pairs
+    from ..translation.models import keep_prompt
+    from .training import begin, fit, is_told_without_model, make_collator, usable_corpora
+
     require_adapter(options)
-    checkpoint = begin(options)
-    pairs, rows = read_rows(options)
+    checkpoint, corpora = begin(options)
     config = PeftConfig.from_pretrained(options.adapter)
     if not isinstance(config, LanderConfig):
         raise AdapterError("--adapter", options.adapter, f"holds a {config.peft_type} adapter, not a LANDER one.")
-    if options.dry_run:
-        print(f"dry run: {len(rows)} rows for {', '.join(pairs)}; nothing trained or written")
+    if is_told_without_model(options, corpora):
         return
     set_seed(options.seed)
     base, tokenizer = load_model(options)
@@ -65,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     add_language_pairs(
         model,
         options.neuron_map,
-        pairs,
+        corpora.pairs,
         specific_rank=options.specific_rank or None,
         tune=options.tune,
         attention_modules=options.attention_modules or None,
@@ -73,4 +69,4 @@ def run(options: argparse.Namespace) -> None:
     )
     collator = make_collator(options, model, tokenizer, prompt)
     keep_prompt(model, collator.prompt)  # which refuses another than that of the adapter's pairs
-    fit(options, model, tokenizer, collator, select_usable(rows, collator, options), checkpoint)
+    fit(options, model, tokenizer, collator, usable_corpora(corpora, collator, options), checkpoint)

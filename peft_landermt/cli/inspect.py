@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
-
-from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
 from ..escaping import printable
-from ..lander import LanderConfig
-from ..neuron_map import NeuronMap
-from ..routed.config import RoutedConfig
+
+if TYPE_CHECKING:
+    from ..neuron_map import NeuronMap
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,6 +25,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..neuron_map import NeuronMap
+
     if os.path.isdir(options.path):
         print_adapter(Path(options.path))
     else:
@@ -51,6 +50,12 @@ def print_neuron_map(neuron_map: NeuronMap) -> None:
 
 def print_adapter(folder: Path) -> None:
     """Print pairs, options and sizes of an adapter folder."""
+    from peft import PeftConfig
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    from ..lander import LanderConfig
+    from ..routed.config import RoutedConfig
+
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, RoutedConfig):
         raise AdapterError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..routed.adapters import join_adapters
 from .options import add_model_options, load_model
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
@@ -25,6 +24,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..routed.adapters import join_adapters
+
     claim_folder(options, ADAPTER)
     base, _ = load_model(options)
     model = join_adapters(base, options.adapters)

@@ -27,6 +27,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..translation.plain_model import save_plain_model
+
     require_adapter(options)
     folder = Path(options.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -36,8 +38,13 @@ def run(options: argparse.Namespace) -> None:
         if not hasattr(model, "set_language_pair"):
             raise AdapterError("--adapter", options.adapter, "is no LANDER or LSLO adapter; leave out --pair.")
         model.set_language_pair(options.pair)
+    config = model.peft_config["default"]
+    pairs = [options.pair] if options.pair else getattr(config, "language_pairs", None) or []
     merged = model.merge_and_unload(safe_merge=True)
     with new_folder(folder) as partial:
-        merged.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        if len(pairs) == 1:
+            save_plain_model(merged, tokenizer, partial, pairs[0], getattr(config, "prompt", None))
+        else:
+            merged.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     print(f"written: {folder}")

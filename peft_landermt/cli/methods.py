@@ -1,4 +1,4 @@
-"""The methods that `landermt train` knows, and the config that its options make of each."""
+"""The config that the options of `landermt train` make of each method."""
 
 from __future__ import annotations
 
@@ -8,62 +8,10 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from ..attention import ROLES
 from ..errors import ConfigError
 from ..lander import LanderConfig
-from ..lander.layout import CHOICES
 from ..lslo import GradualPruning, LsloConfig
-from ..lslo.index import WORDS
-
-METHODS: dict[str, tuple[str, ...]] = {
-    "lander": (
-        "neuron_map", "car", "inactive_neurons", "tune", "projections", "general_rank", "specific_rank",
-        "attention_modules", "attention_layers", "attention_rank",
-    ),
-    "lslo": ("rank", "index", "prune"),
-    "lora": ("rank",),
-}  # fmt: skip
-"""Options of every method, by the names of its arguments."""
-LORA_RANK = 16
-
-
-def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--method`, and the options of all methods; what is not given is None."""
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default="lander",
-        help="lander: neurons of the pair's languages; lslo: low-rank factors of each language; lora: PEFT's LoRA on "
-        "all linear layers, shared by all pairs (default: %(default)s)",
-    )
-    parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
-    fields = LanderConfig.__dataclass_fields__
-    group = parser.add_argument_group("--method lander")
-    for name in ("car", "inactive_neurons", "tune", "projections", "attention_layers"):
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, choices=CHOICES[name], help=f"(default: {fields[name].default})")
-    for name in ("general_rank", "specific_rank"):
-        flag, default = f"--{name.replace('_', '-')}", fields[name].default or 0
-        group.add_argument(flag, type=int, help=f"0: whole rows (default: {default})")
-    group.add_argument(
-        "--attention-modules",
-        nargs="+",
-        choices=(*ROLES, "none"),
-        metavar="ROLE",
-        help="of q, k, v, o, shared by all pairs, or none (default: v o where the base's attention is known)",
-    )
-    group.add_argument("--attention-rank", type=int, help=f"(default: {fields['attention_rank'].default})")
-    group = parser.add_argument_group("--method lslo and --method lora")
-    default = LsloConfig.__dataclass_fields__["rank"].default
-    group.add_argument(
-        "--rank",
-        nargs="+",
-        metavar="R",
-        help="one rank, or with lslo one of each language: en=2 de=2 wo=8 "
-        f"(default: {default} with lslo, {LORA_RANK} with lora)",
-    )
-    group.add_argument("--index", choices=WORDS, help="lslo: whose factors a sample uses (default: as in the paper)")
-    group.add_argument("--prune", type=float, metavar="RATIO", help="lslo: prune gradually to this share, such as 0.9")
+from .method_options import LORA_RANK, METHODS
 
 
 def config_of(options: argparse.Namespace, pairs: Sequence[str]) -> PeftConfig:
@@ -80,6 +28,9 @@ def config_of(options: argparse.Namespace, pairs: Sequence[str]) -> PeftConfig:
     given = {name: getattr(options, name) for name in METHODS[options.method] if getattr(options, name) is not None}
     if options.method == "lander":
         for name in ("general_rank", "specific_rank"):
+            if given.get(name, 0) < 0:
+                problem = "must be positive, or 0 for whole rows."
+                raise ConfigError(f"--{name.replace('_', '-')}", given[name], problem)
             if name in given:
                 given[name] = given[name] or None
         if "none" in (roles := given.get("attention_modules", ())):

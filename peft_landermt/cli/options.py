@@ -6,19 +6,14 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
-from peft import PeftConfig, PeftModel
-from transformers.utils import logging as transformers_logging
-
-from ..demo import load_base
-from ..demo.base import NAME as DEMO_NAME
 from ..errors import AdapterError, ConfigError
-from ..seq2seq import is_encoder_decoder
-from ..translation import TranslationScores, chat_prompt
-from ..translation.lines import read_text_lines
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..translation import TranslationScores
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -44,6 +39,11 @@ def add_model_options(parser: argparse.ArgumentParser, adapter: bool = False) ->
 def load_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
     """Load the base model and its tokenizer, as the options say; with `as_stored`, `--dtype auto` is the type on
     disk."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..demo import load_base
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = processes(options)
@@ -64,6 +64,10 @@ def base_name(options: argparse.Namespace) -> str:
     adapter = next((adapter for adapter in adapters if adapter), None)
     if options.model is not None or adapter is None:
         return str(options.model or "demo")
+    from peft import PeftConfig
+
+    from ..cache import DEMO_NAME
+
     named = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if named and Path(named).is_absolute() and not Path(named).exists():
         if Path(named).name == DEMO_NAME:  # in the cache of the machine that it was made on
@@ -74,21 +78,29 @@ def base_name(options: argparse.Namespace) -> str:
     return str(named)
 
 
-def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--prompt` and `--max-new-tokens`."""
+def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--template`, also called `--prompt`; `default` ends its help."""
     parser.add_argument(
+        "--template",
         "--prompt",
-        metavar="TEMPLATE",
-        help="'chat', the tokenizer's chat template, or a text with {source}, {source_language} and {target_language} "
-        "(default: the one that the adapter was trained with)",
+        dest="prompt",
+        help="'chat', the tokenizer's chat template, for instruct models, or a text with {source}, {source_language} "
+        f"and {{target_language}} ({default})",
     )
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--template` and `--max-new-tokens`."""
+    add_template_option(parser, "default: the one that the adapter was trained with")
     parser.add_argument(
         "--max-new-tokens", type=int, help="limit for a translation (default: more than any needs, by its source)"
     )
 
 
 def prompt_template(options: argparse.Namespace, tokenizer: Any) -> str | None:
-    """Return the template that `--prompt` asks for; None without one."""
+    """Return the template that `--template` asks for; None without one."""
+    from ..translation import chat_prompt
+
     return chat_prompt(tokenizer) if options.prompt == "chat" else options.prompt
 
 
@@ -96,6 +108,8 @@ def processes(options: argparse.Namespace) -> PartialState | None:
     """Return the processes that `accelerate launch` or torchrun started; None where this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
+    from accelerate import PartialState
+
     return PartialState(cpu=options.device == "cpu")
 
 
@@ -107,11 +121,15 @@ def is_main(options: argparse.Namespace) -> bool:
 
 def task_type(model: Any) -> str:
     """Return PEFT's name for what the model does."""
+    from ..seq2seq import is_encoder_decoder
+
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
 def load_adapted_model(options: argparse.Namespace, as_stored: bool = False) -> tuple[Any, Any]:
     """Load the base model with `--adapter`, if one is named, and its tokenizer; see `load_model`."""
+    from peft import PeftModel
+
     model, tokenizer = load_model(options, as_stored)
     return (PeftModel.from_pretrained(model, options.adapter) if options.adapter else model), tokenizer
 
@@ -144,6 +162,8 @@ def with_texts(score: TranslationScores, sources: list[str], references: list[st
 
 def read_lines(path: str) -> list[str]:
     """Read the lines of a text file without their ends; empty lines at the end are left out."""
+    from ..translation.lines import read_text_lines
+
     lines = read_text_lines(path)
     while lines and not lines[-1]:
         lines.pop()

@@ -10,15 +10,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-
 from ..errors import ConfigError
 from ..outputs import write_text
 
-ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """Files of an adapter folder; its card is not among them, because the text of its owner is kept."""
 
-_INPUTS = ("model", "adapter", "adapters", "neuron_map", "extends", "data", "sentences", "input", "config", "path")
+_INPUTS = (
+    "model",
+    "adapter",
+    "adapters",
+    "neuron_map",
+    "extends",
+    "data",
+    "eval_data",
+    "baseline",
+    "sentences",
+    "input",
+    "config",
+    "path",
+)
 """Options of all commands that name what is read."""
 
 
@@ -79,7 +90,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[Path]:
     for name in _INPUTS:
         value = getattr(options, name, None)
         for item in value if isinstance(value, list) else [] if value is None else [value]:
-            text = str(item).partition("=")[2] if name in ("data", "sentences") else str(item)
+            text = str(item).partition("=")[2] if name in ("data", "eval_data", "sentences") else str(item)
             path = Path(text)
             if path.exists():
                 yield path

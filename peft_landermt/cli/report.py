@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..report import write_report
 from .outputs import add_overwrite_option, claim
 
 
@@ -25,6 +24,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..report import write_report
+
     folder = options.path if options.path.is_dir() else options.path.parent
     output = options.output or folder / "report.html"
     claim(options, [output])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..routed.adapters import split_adapter
-from ..routed.config import RoutedConfig
 from .options import add_model_options, load_adapted_model, require_adapter
 from .outputs import ADAPTER, add_overwrite_option, claim_folder
 
@@ -26,6 +24,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..routed.adapters import split_adapter
+    from ..routed.config import RoutedConfig
+
     require_adapter(options)
     model, _ = load_adapted_model(options)
     config = model.peft_config["default"]

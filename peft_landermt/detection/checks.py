@@ -10,11 +10,11 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..choices import ActivationStatistic, LayerStatistic
 from ..errors import ArchitectureError, CorpusError, DetectionError, LanguagePairError
 from ..ffn import FFN, FFNLayout, check_addressable, find_ffns
 from ..language_pair import LanguagePair, check_language
 from ..linear import device_and_dtype
-from .layers import ActivationStatistic, LayerStatistic
 
 
 def check_sentences(sentences: Mapping[str, Sequence[str]], pairs: list[LanguagePair]) -> None:

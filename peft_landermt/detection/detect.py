@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..choices import ActivationStatistic, LayerStatistic
 from ..errors import DetectionError
 from ..ffn import FFN
 from ..fingerprint import fingerprint
@@ -29,8 +30,6 @@ from .checks import check_all_seen, check_finite, check_model, check_options, ch
 from .extension import check_extension, extended, layout_of, partition_layer, read_map
 from .gradients import WeightGradients
 from .layers import (
-    ActivationStatistic,
-    LayerStatistic,
     changes_in_stacks,
     check_num_layers,
     layers_by_gradient,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
+from ..choices import ActivationStatistic
 from ..errors import DetectionError
 from ..neuron_map import NeuronMap
 from ..neuron_map_checks import PARTS
-
-ActivationStatistic = Literal["mean", "mean_abs"]
-LayerStatistic = Literal["activation", "gradient"]
 
 
 def mean_activation(

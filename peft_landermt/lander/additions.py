@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..attention import Role
+from ..choices import Role
 from ..errors import ConfigError
 from ..language_pair import languages_of, parse_pairs
 from ..routed.schema import check_fields

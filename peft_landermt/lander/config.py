@@ -7,24 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from ..attention import Role
+from ..choices import AttentionLayers, CarMode, InactiveNeurons, Projections, Role, Tune
 from ..errors import ConfigError
 from ..ffn import FFN, FFNLayout
 from ..neuron_map import NeuronMap
 from ..routed.config import RoutedConfig
 from .additions import Addition, check_growth, grown_layout, read_additions
 from .deltas import is_row_per_pair
-from .layout import (
-    CONSTANT,
-    AttentionLayers,
-    BlockLayout,
-    CarMode,
-    Counts,
-    InactiveNeurons,
-    Projections,
-    Tune,
-    check_counts,
-)
+from .layout import CONSTANT, BlockLayout, Counts, check_counts
 
 FORMAT_VERSION = 3
 """2 has factors in attention and of specific neurons, or deltas on some projections only; 3 has pairs that were added

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from peft import PeftModel
 from safetensors import safe_open
 
-from ..attention import ROLES, Role
+from ..choices import ROLES, Role
 from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..language_pair import LanguagePair, languages_of, parse_pair, parse_pairs
 from ..neuron_map import NeuronMap

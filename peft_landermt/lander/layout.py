@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from ..attention import Role
+from ..choices import CarMode, InactiveNeurons, Projections, Role, Tune
 from ..errors import ConfigError
 from ..language_pair import LanguagePair, check_language, languages_of, parse_pairs
 from ..neuron_map import NeuronMap
-
-CarMode = Literal["off", "paper", "proportional", "token", "learned"]
-InactiveNeurons = Literal["keep", "drop"]
-Tune = Literal["pair", "general", "specific", "layers"]
-Projections = Literal["all", "input", "output"]
-AttentionLayers = Literal["relevant", "all"]
-CHOICES = {
-    "car": get_args(CarMode),
-    "inactive_neurons": get_args(InactiveNeurons),
-    "tune": get_args(Tune),
-    "projections": get_args(Projections),
-    "attention_layers": get_args(AttentionLayers),
-}
-"""Fields of a config that take one of a few values, and these."""
 
 CONSTANT = ("paper", "proportional")
 """Values of `car` whose gates are numbers."""

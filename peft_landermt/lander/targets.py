@@ -10,7 +10,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..attention import Attention, Role, layer_of, no_attention, recognise_attention
+from ..attention import Attention, layer_of, no_attention, recognise_attention
+from ..choices import Role
 from ..errors import ArchitectureError, ConfigError, NeuronMapError
 from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, list_ffns, recognise
 from ..fingerprint import fingerprint

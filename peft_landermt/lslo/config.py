@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from ..choices import WORDS
 from ..errors import ConfigError, LanguagePairError
 from ..language_pair import LanguagePair, check_language, languages_of, parse_pairs
 from ..routed.config import RoutedConfig
-from .index import SIDES, STACKS, WORDS, Index, in_words, words_in
+from .index import SIDES, STACKS, Index, in_words, words_in
 
 FORMAT_VERSION = 1
 METHOD = ("rank", "index", "scaling", "dropout", "pruned")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 
 from ..errors import ArchitectureError, ConfigError
 
-Word = Literal["source", "target", "learned"]
-WORDS: tuple[str, ...] = get_args(Word)
 SIDES: Mapping[str, tuple[int, ...]] = {"source": (0,), "target": (1,), "learned": (0, 1)}
 """Which languages of a pair a layer takes factors of, by word: 0 for the source, 1 for the target."""
 STACKS = ("encoder", "decoder")

@@ -69,6 +69,11 @@ def layer_changes(neuron_map: NeuronMap) -> str:
     return _image(figure)
 
 
+def owners(neuron_map: NeuronMap) -> str:
+    """Draw the owners of all neurons, layers by neurons."""
+    return _image(neuron_map.plot().figure)
+
+
 def neuron_counts(neuron_map: NeuronMap) -> str:
     """Draw the specific neurons of every layer, by language."""
     figure, (axes,) = _axes()

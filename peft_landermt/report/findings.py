@@ -101,6 +101,18 @@ def find(path: Path) -> Findings:
     return found
 
 
+def read_scores(file: Path) -> dict[str, dict[str, Any]]:
+    """Read what `landermt evaluate --output` wrote: scores, translations and texts of every pair.
+
+    Raises:
+        ConfigError: The file is not there, or holds something else.
+    """
+    scores = _read_json(file) if file.is_file() else {}
+    if not scores or not all(_is_score(score) for score in scores.values()):
+        raise ConfigError("path", str(file), "holds no scores; name what landermt evaluate --output wrote.")
+    return scores
+
+
 def _files(folder: Path, pattern: str) -> Iterator[Path]:
     """Files below a folder, in order, but for those of checkpoints."""
     for file in sorted(folder.rglob(pattern)):

@@ -12,6 +12,7 @@ from ..outputs import write_text
 from ..version import __version__
 from . import figures
 from .findings import find
+from .results import find_results
 
 SAMPLES = 5
 """Translations shown of every direction."""
@@ -43,6 +44,7 @@ def write_report(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
     page = environment.from_string(source).render(
         title=path.resolve().name,
         found=found,
+        results=find_results(found.scores),
         figures=figures,
         samples=SAMPLES,
         version=__version__,

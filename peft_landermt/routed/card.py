@@ -7,13 +7,15 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..cache import is_demo
 from ..escaping import code_span, is_hub_id, markdown, printable, published_name
-from ..language_pair import languages_of, parse_pairs
+from ..language_pair import TRANSLATION_PROMPT, languages_of, parse_pairs
 from ..outputs import written_whole
 
 
@@ -22,6 +24,7 @@ class Carded(Protocol):
 
     base_model_name_or_path: str | None
     task_type: Any
+    prompt: str | None
     language_pairs: list[str] | None
     PEFT_TYPE: ClassVar[str]
     METHOD_NAME: ClassVar[str]
@@ -48,6 +51,14 @@ _TEMPLATE = "# Model Card for Model ID"
 _PEFT_LINES = re.compile(r"### Framework versions|- PEFT .*|## Training procedure|")
 """What PEFT adds to every card."""
 
+_ELSEWHERE = """
+## The prompt elsewhere
+
+`landermt merge` writes a plain model. Give it the prompt above with the source in place of `{source}` and the English
+names of the languages; the translation follows after a space, or stands where the prompt says `{target}`. It ends with
+what follows `{target}`, else with the end-of-sentence token, and at the latest at the end of its line.
+"""
+
 _TEXT = """# {title}
 
 {link} adapter, made with peft_landermt.
@@ -57,8 +68,11 @@ _TEXT = """# {title}
 | Base model | {base} |
 | Language pairs | {pairs} |{origins}
 | Options | {options} |
-{scores}
+| Versions | {versions} |
+{rows}
 {origin}
+
+Prompt: {prompt}
 
 ## How to load it
 
@@ -67,17 +81,21 @@ _TEXT = """# {title}
 ```python
 import peft_landermt
 from peft import PeftModel
-from transformers import {auto_class}, AutoTokenizer
+{imports}
 
-base = {auto_class}.from_pretrained({name})
-tokenizer = AutoTokenizer.from_pretrained({name})
+{load}
 model = PeftModel.from_pretrained(base, "path/to/this/adapter")
 print(peft_landermt.translate(model, tokenizer, ["..."], {pair}))
 ```
+{elsewhere}
+The licence of the base model holds for what is made with this adapter; that of the adapter is its owner's to name, as
+`license` in the metadata above.
 """
 
 
-def write_model_card(config: Carded, folder: Path, scores: Scores | None = None) -> None:
+def write_model_card(
+    config: Carded, folder: Path, scores: Scores | None = None, training: Mapping[str, Any] | None = None
+) -> None:
     """Write `README.md` into an adapter folder, or renew the part of it that an earlier call wrote.
 
     What others wrote is kept: text outside of our marks, and metadata that is not of this adapter. A `README.md` that
@@ -87,12 +105,13 @@ def write_model_card(config: Carded, folder: Path, scores: Scores | None = None)
         config: The adapter's config.
         folder: The adapter folder.
         scores: For every pair, scores by name, such as `{"en-de": {"BLEU": 21.4}}`.
+        training: Settings of the training by name, such as `{"Learning rate": 5e-4}`.
 
     Raises:
         OSError: The card cannot be written, because the disk is full, for example; an older one is as it was.
     """
     path = Path(folder) / "README.md"
-    ours = f"{_BEGIN}\n\n{_text(config, scores or {})}\n{_END}"
+    ours = f"{_BEGIN}\n\n{_text(config, scores or {}, training)}\n{_END}"
     results = _results(scores or {})
     try:
         card = _card(path, config, results)
@@ -179,25 +198,44 @@ def _earlier_codes(text: str) -> set[str]:
     return {code.split("_")[0] for code in re.split("[, -]+", found[1])} if found else set()
 
 
-def _text(config: Carded, scores: Scores) -> str:
+def _loading(base: str, two_stacks: bool) -> tuple[str, str]:
+    """Return the lines of Python that import what loads a base model, and those that load it."""
+    if is_demo(base):
+        return "from peft_landermt.demo import load_demo_base", "base, tokenizer = load_demo_base()"
+    if base.endswith(".gguf"):
+        load = 'base, tokenizer = load_base("path/to/the/base/model.gguf")'
+        return "from peft_landermt.demo import load_base", load
+    name = json.dumps(base if is_hub_id(base) else "path/to/the/base/model")
+    kind = "AutoModelForSeq2SeqLM" if two_stacks else "AutoModelForCausalLM"
+    load = f"base = {kind}.from_pretrained({name})\ntokenizer = AutoTokenizer.from_pretrained({name})"
+    return f"from transformers import {kind}, AutoTokenizer", load
+
+
+def _text(config: Carded, scores: Scores, training: Mapping[str, Any] | None) -> str:
     pairs = [markdown(pair) for pair in config.language_pairs or []]
-    lines = [
+    lines = [f"| {markdown(name)} | {markdown(str(value))} |" for name, value in (training or {}).items()]
+    lines += [
         f"| {markdown(pair)} {markdown(name)} | {value:.2f} |"
         for pair, row in scores.items()
         for name, value in row.items()
     ]
+    two_stacks = config.task_type == "SEQ_2_SEQ_LM"
+    imports, load = _loading(config.base_model_name_or_path or "", two_stacks)
     base, (part, chosen_by) = config.base_model_name_or_path or "", config.origin
     return _TEXT.format(
         link=config.METHOD_LINK,
         peft_type=config.PEFT_TYPE,
         title=f"{config.METHOD_NAME} adapter for {', '.join(pairs) or 'translation'}",
         base=markdown(published_name(base)) or "the base model",
-        name=json.dumps(base if is_hub_id(base) else "path/to/the/base/model"),
-        auto_class="AutoModelForSeq2SeqLM" if config.task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM",
+        imports=imports,
+        load=load,
+        prompt=code_span(config.prompt or ("the tokenizer's own" if two_stacks else TRANSLATION_PROMPT)),
+        elsewhere="" if two_stacks else _ELSEWHERE,
+        versions=", ".join(f"{name} {version(name)}" for name in ("peft", "transformers", "torch")),
         pairs=", ".join(pairs) or "none named",
         origins="".join(f"\n| {origin} | {markdown(', '.join(of))} |" for origin, of in config.origins.items()),
         pair=json.dumps(str((config.language_pairs or ["en-de"])[0])),
         options=", ".join(f"{name}={value}" for name, value in config.method_options.items()),
         origin=f"{part}: {code_span(chosen_by)}",
-        scores="".join(line + "\n" for line in lines),
+        rows="".join(line + "\n" for line in lines),
     )

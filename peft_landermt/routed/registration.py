@@ -25,19 +25,29 @@ from .card import is_model_card
 from .config import RoutedConfig
 from .folder import AdapterFolder, keys_renamed
 from .hotswap import replacing
+from .older_peft import have_tuners_asked
 from .tuner import RoutedTuner
 
-LOWEST_PEFT = "0.21.0"
-FIRST_UNSUPPORTED_PEFT = "0.22"
+LOWEST_PEFT = "0.18"
+NEWEST_TESTED_PEFT = "0.21"
 
 
 def check_peft_version() -> None:
-    """Raise RegistrationError if this PEFT lacks what the tuner is built on, or is newer than any that was tested."""
-    found = Version(Version(peft.__version__).base_version)
-    if not Version(LOWEST_PEFT) <= found < Version(FIRST_UNSUPPORTED_PEFT):
+    """Raise RegistrationError if this PEFT lacks what the tuner is built on."""
+    if Version(Version(peft.__version__).base_version) < Version(LOWEST_PEFT):
         raise RegistrationError(
-            f"peft=={peft.__version__}: peft_landermt supports peft>={LOWEST_PEFT},<{FIRST_UNSUPPORTED_PEFT}; "
-            f"run: pip install 'peft>={LOWEST_PEFT},<{FIRST_UNSUPPORTED_PEFT}'"
+            f"peft=={peft.__version__}: peft_landermt supports peft>={LOWEST_PEFT}; "
+            f"run: pip install -U 'peft>={LOWEST_PEFT}'"
+        )
+
+
+def warn_of_newer_peft() -> None:
+    """Warn if this PEFT is newer than any that the package was tested with."""
+    if Version(peft.__version__).release[:2] > Version(NEWEST_TESTED_PEFT).release:
+        warnings.warn(
+            f"peft=={peft.__version__} is newer than any that peft_landermt was tested with ({NEWEST_TESTED_PEFT}); "
+            f"if something fails, try: pip install 'peft=={NEWEST_TESTED_PEFT}.*'",
+            stacklevel=5,  # whoever imports the package
         )
 
 
@@ -79,7 +89,10 @@ def register(config_class: type[RoutedConfig], model_class: type[RoutedTuner]) -
         for mapping in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
             mapping.pop(member, None)
     register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
-    _ask_our_configs()
+    if not hasattr(PeftModel.save_pretrained, "asks_peft_landermt"):
+        warn_of_newer_peft()
+        _ask_our_configs()
+        have_tuners_asked()
 
 
 def _ask_our_configs() -> None:
@@ -99,9 +112,8 @@ def _ask_our_configs() -> None:
     ):
         original = owner.__dict__[name]
         function = getattr(original, "__func__", original)
-        if not hasattr(function, "asks_peft_landermt"):
-            wrapper = _around(function, around)
-            setattr(owner, name, classmethod(wrapper) if isinstance(original, classmethod) else wrapper)
+        wrapper = _around(function, around)
+        setattr(owner, name, classmethod(wrapper) if isinstance(original, classmethod) else wrapper)
 
 
 def _around(function: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:

@@ -62,6 +62,16 @@ def adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
         yield from _block_tensors(prefix, blocks)
 
 
+def keys_in_model(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Tell the model's key of every tensor of an adapter by its key in a file, with or without PEFT's prefix."""
+    found = {}
+    for prefix, blocks in blocks_of(model, adapter_name).items():
+        in_file = prefix.removesuffix(f"{adapter_name}.")
+        for key, _ in _block_tensors("", blocks):
+            found[f"{in_file}{key}"] = found[f"{PREFIX}{in_file}{key}"] = f"{prefix}{key}"
+    return found
+
+
 def expected_in_file(config: RoutedConfig, model: nn.Module, plan: Mapping[str, Blocks], blocks_name: str) -> Expected:
     """Tell what an adapter file must hold, before the adapter is in the model.
 

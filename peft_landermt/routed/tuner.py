@@ -22,7 +22,7 @@ from .layer import RoutedLayer, check_all_mergeable
 from .projection import RoutedLinear
 from .routing import Routing
 from .saved_modules import route_saved_modules
-from .state import State, adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file
+from .state import State, adapter_tensors, as_saved, check_can_be_written, check_state, expected_in_file, keys_in_model
 from .targets import check_adapter_name, check_saved_modules
 from .training import Trained
 
@@ -100,7 +100,13 @@ class RoutedTuner(BaseTuner, Trained):
         self.model.set_submodule(name, layer)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; see PEFT."""
+        """Delete an adapter; see PEFT, which refuses merged ones from 0.21 on.
+
+        Raises:
+            AdapterError: It is merged.
+        """
+        if any(adapter_name in layer.merged_adapters for layer in self._layers()):
+            raise AdapterError("adapter_name", adapter_name, "is merged into the base; call unmerge_adapter() first.")
         active = self.active_adapters
         with self.routing.writing("deleting an adapter"):
             super().delete_adapter(adapter_name)
@@ -328,7 +334,8 @@ class RoutedTuner(BaseTuner, Trained):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: RoutedConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        names = keys_in_model(model, adapter_name)
+        remapped = {names.get(key, key): tensor for key, tensor in state_dict.items()}
         if len(remapped) < len(state_dict):
             key = next(key for key in state_dict if f".{adapter_name}." in key)
             raise AdapterError("state_dict", key, "is there without the adapter's name too; give one of the two.")

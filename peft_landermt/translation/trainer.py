@@ -26,6 +26,7 @@ from .losses import PairLosses, TranslationLoss
 from .models import accepts, keep_prompt, routed_pairs, scale_rates, training_metrics
 from .rows import UsableRows, check_rows
 from .scoring import evaluate_translation, metrics_for
+from .training_arguments import is_by_length
 
 
 class LanderTrainer(Trainer):
@@ -162,7 +163,7 @@ class LanderTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(rows, "__len__"):
+        if not is_by_length(self.args) or not hasattr(rows, "__len__"):
             return super()._get_train_sampler(train_dataset)
         # rows are not tokenized yet; characters tell well enough which ones are alike
         lengths = [len(row["source"]) + len(row["target"]) for row in rows]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from peft_landermt import LanderTrainer, NeuronMap, __version__, evaluate_translation, translate
-from peft_landermt.cli import main, quickstart
+from peft_landermt.cli import main, quickstart_stages
 from peft_landermt.ffn import FFNLayout
 from peft_landermt.translation import Translations
 
@@ -358,11 +358,94 @@ def test_dtype(shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
         seen.append(next(model.parameters()).dtype)
         return Translations([], 0)
 
-    monkeypatch.setattr("peft_landermt.cli.translate.translate_counted", spy)
+    monkeypatch.setattr("peft_landermt.translation.translate_counted", spy)
     text = tmp_path / "text"
     text.write_text("a\n", encoding="utf-8")
     assert main(["translate", *shop.model, *options, "--pair", "en-de", "--input", str(text)]) == 0
     assert seen == [getattr(torch, options[1])]
+
+
+# Held-out corpora, and what is told before training
+
+
+def test_the_best_checkpoint_is_kept(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its losses are told by pair; training that no longer helps stops."""
+    held_out = ["--eval-data", *shop.data[1:], "--patience", "1", "--save-steps", "2", "--epochs", "20", "--lr", "0.5"]
+    assert main([*shop.train(*held_out), "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    losses = {int(step): float(loss) for step, loss in re.findall(r"step (\d+): held-out loss ([\d.]+) \(\w", out)}
+    assert min(losses) == 2 and max(losses) < 80
+    assert all("en-de" in line and "de-en" in line for line in out.splitlines() if "held-out" in line)
+    best = min(losses, key=losses.__getitem__)
+    assert f"best: {tmp_path / 'out' / f'checkpoint-{best}'}, loss {losses[best]:.4f}" in out
+    saved = load_file(tmp_path / "out" / f"checkpoint-{best}" / WEIGHTS)
+    assert same_state(load_file(tmp_path / "out" / WEIGHTS), saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--patience", "2"], "--patience=2: needs held-out corpora; add --eval-data"),
+        (["--patience", "0"], "--patience=0: must be positive"),
+        (["--report-to", "nothing"], "--report-to=['nothing']"),
+        (["--eval-data", "en-fr={tsv}"], "--eval-data='en-fr': has no corpus in --data"),
+        (["--eval-data", "en-de=missing.tsv"], "missing.tsv"),
+        (["--general-rank", "-2"], "--general-rank=-2: must be positive, or 0 for whole rows"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_training_checks_first(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], shown: str
+) -> None:
+    given = [option.format(tsv=shop.root / "en-de.tsv") for option in options]
+    fails(capsys, [*shop.train("--dry-run", *given), "--output", str(tmp_path / "out")], shown)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_estimates(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight rows in batches of two, two epochs."""
+    assert main([*shop.train("--dry-run"), "--output", str(tmp_path / "out")]) == 0
+    assert re.search(r"estimate on cpu: 8 steps, about \d+ s and \d+\.\d GiB", capsys.readouterr().out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_beside_a_baseline(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table in Markdown, its mean, and no difference to itself."""
+    before = tmp_path / "before.json"
+    command = ["evaluate", *shop.model, *shop.data, "--max-new-tokens", "8"]
+    assert main([*command, "--output", str(before)]) == 0
+    capsys.readouterr()
+    assert main([*command, "--baseline", str(before), "--output", str(tmp_path / "after.json")]) == 0
+    table, signatures = capsys.readouterr().out.split("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[0] == "|"]
+    assert {len(row) for row in rows} == {11} and [row[0] for row in rows] == ["pair", "---", *PAIRS, "mean"]
+    assert [row[5:8] for row in rows[2:4]] == [["+0.00", "+0.00 to +0.00", "1.000"]] * 2
+    assert "BLEU, en-de, de-en: nrefs:1" in signatures
+    written = json.loads((tmp_path / "after.json").read_text())
+    assert written["en-de"]["baseline"]["bleu"]["score"] == written["en-de"]["bleu"]
+    fails(
+        capsys, [*command, "--limit", "1", "--baseline", str(before)], "holds no scores of these sentences for en-de"
+    )
+
+
+def test_a_terminal_is_asked(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["We drink tea.", "", "It rained all night."])
+
+    def typed(prompt: str) -> str:
+        assert prompt == "en> "
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", typed)
+    command = ["translate", *shop.model, "--adapter", str(shop.adapter), "--pair", "en-de", "--max-new-tokens", "4"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and "Ctrl-D ends" in said.err
 
 
 # Errors
@@ -450,12 +533,12 @@ def short_max_length(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
 
 
 def negative_rank(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
-    return [*shop.train(), "--general-rank", "-1", "--output", str(tmp_path / "x")], "general_rank=-1"
+    return [*shop.train(), "--general-rank", "-1", "--output", str(tmp_path / "x")], "--general-rank=-1"
 
 
 def car_without_map(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
     command = ["train", *shop.model, *shop.data, "--car", "paper", "--output", str(tmp_path / "x")]
-    return command, "needs a neuron_map"
+    return command, "needs a --neuron-map"
 
 
 def nothing_to_resume(shop: Workshop, tmp_path: Path) -> tuple[list[str], str]:
@@ -554,7 +637,7 @@ def test_options_from_a_file(shop: Workshop, tmp_path: Path, capsys: pytest.Capt
     }
     config.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     assert main(["train", "--config", str(config)]) == 0
-    assert "dry run: 8 rows for en-de, de-en; nothing trained or written" in capsys.readouterr().out
+    assert "dry run: 8 rows for en-de, de-en; nothing is trained or written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     config.write_text(yaml.safe_dump({**written, "dry-run": None}, sort_keys=False), encoding="utf-8")
     assert main(["train", f"--config={config}", "--batch-size", "2"]) == 0
@@ -648,7 +731,7 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["unknown"], ["detect"], ["train", "--car", "none"], ["translate"]], ids=" ".join
+    "arguments", [["unknown"], ["detect"], ["train", "--car", "none"], ["translate"]], ids=" ".join
 )
 def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -708,7 +791,7 @@ def test_error_in_a_process(tmp_path: Path) -> None:
 def test_quickstart_checks_before_loading(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], shown: str
 ) -> None:
-    monkeypatch.setattr(quickstart, "load_model", lambda _options: pytest.fail("loaded the model"))
+    monkeypatch.setattr(quickstart_stages, "load_model", lambda _options: pytest.fail("loaded the model"))
     fails(capsys, ["quickstart", *options], shown)
 
 

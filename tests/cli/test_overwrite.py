@@ -201,7 +201,9 @@ def test_train_into_the_folder_of_a_run(
         (tmp_path / name).rename(output / name)
     assert contents(output) == before
     with monkeypatch.context() as patch:
-        patch.setattr("peft_landermt.cli.train.load_model", lambda options: (_ for _ in ()).throw(OSError("no model")))
+        patch.setattr(
+            "peft_landermt.cli.training.load_model", lambda options: (_ for _ in ()).throw(OSError("no model"))
+        )
         fails(capsys, [*command, "--overwrite"], "no model")
     assert contents(output) == before
     assert main([*command, "--seed", "5", "--overwrite"]) == 0

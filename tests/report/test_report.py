@@ -84,9 +84,35 @@ def test_page_of_a_neuron_map(small: NeuronMap, tmp_path: Path) -> None:
     assert "<tr><td>en-de</td><td>0, 1</td></tr>" in text and "<tr><td>de-en</td><td>1</td></tr>" in text
     rows = re.findall(r"<tr><td class=\"number\">(\d)</td>(.*?)</tr>", text, re.DOTALL)
     assert [re.findall(r"number\">(\d+)<", row) for _, row in rows] == [["3", "2", "1"], ["5", "1", "0"]]
-    assert len(page.alternatives) == 5 and all(page.alternatives)
+    assert len(page.alternatives) == 6 and all(page.alternatives)
     assert all(reference.startswith("data:") for reference in page.references)
     assert page_of(tmp_path / "map.safetensors", tmp_path) == text, "one map, one page"
+
+
+def test_a_page_begins_with_the_result(tmp_path: Path) -> None:
+    """Of two files of scores for the same sentences, the one that is named for what came first is compared with."""
+    references = [f"the {thing} stands behind the old house of {name}" for thing in "abcd" for name in "efgh"]
+    worse = [" ".join(line.split()[:6]) for line in references]
+    scores = {
+        "bleu": 1.0,
+        "chrf": 2.0,
+        "num_empty": 0,
+        "num_runaway": 0,
+        "bleu_signature": "s",
+        "references": references,
+    }
+    for name, lines in (("scores_before", worse), ("scores_after", references), ("other", worse[:2])):
+        texts = {"hypotheses": lines, "references": references[: len(lines)]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"en-de": {**scores, **texts}}))
+    text = page_of(tmp_path, tmp_path.parent)
+    Page(text)
+    body = text[text.index("<body>") :]
+    row = re.findall(r"number\">(?:<strong>)?([^<]+)", body[: body.index("</table>")])
+    assert row[1] == "100.00" and float(row[0]) + float(row[2]) == pytest.approx(100, abs=0.02)
+    low, high = map(float, row[3].split(" to "))
+    assert 0 < low <= float(row[2]) <= high and row[4] == "16"
+    assert f"{float(row[2]):+.2f} BLEU" in body and "1 of 1 differ by more than chance" in body
+    assert body.index("verdict") < body.index("<h2>")
 
 
 def test_overlap_by_hand(small: NeuronMap) -> None:

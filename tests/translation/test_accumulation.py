@@ -28,6 +28,7 @@ from peft_landermt.translation import TranslationLoss
 
 from ..cli.test_launch import run_in_processes
 from ..conftest import make_tokenizer
+from ..versions import IN_ORDER, TRANSFORMERS_4
 from .bases import TWO_STACKS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -68,7 +69,7 @@ def make(kind: type, name: str, tokenizer: Any, folder: Path, smoothing: float, 
             "remove_unused_columns": False,
         },
         **{"max_steps": 1, "logging_steps": 1, "max_grad_norm": 1e9, "optim": "sgd"},
-        "train_sampling_strategy": "sequential",
+        **IN_ORDER,
     }
     own = {"label_smoothing_factor": smoothing} if kind is LanderTrainer or smoothing == 0 else {}
     arguments = Seq2SeqTrainingArguments if kind is Seq2SeqTrainer else TrainingArguments
@@ -143,6 +144,7 @@ def test_on_several_gpus_of_one_process() -> None:
     torch.testing.assert_close(loss(outputs, labels, torch.tensor([[10], [10]])) * 2, expected / 10)
 
 
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 always shuffles training rows")
 @pytest.mark.parametrize("name", ["NLLB, M2M100", "T5", "GPT-2"])
 def test_rows_of_unlike_length_weigh_by_their_tokens(
     name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,8 @@ def test_rows_end_together_by_hand() -> None:
 def test_labels_stand_in_few_columns(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Logits are computed for the longest translation, and the position before it."""
     model, collator = build(name), collator_for(name, tokenizer)
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers computes all logits of this model")
     widths: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _m, _a, logits: widths.append(logits.shape[1]))
     LanderTrainer(model, arguments(tmp_path), collator, ROWS, processing_class=tokenizer).compute_loss(

@@ -25,6 +25,8 @@ from peft_landermt.translation import (
     read_tsv,
 )
 
+from ..versions import DATASETS_3
+
 PAIR = "en-de"
 TEXTS = [("The house is old.", "Das Haus ist alt."), ("We drink tea.", "Wir trinken Tee.")]
 EXAMPLES = [TranslationExample(source, target, PAIR) for source, target in TEXTS]
@@ -285,7 +287,10 @@ def test_moses_and_datasets_without_a_usable_row(tmp_path: Path) -> None:
     Dataset.from_list([{"en": None, "de": "x"}]).save_to_disk(saved)
     fails(lambda: read_dataset(saved, PAIR), "name_or_path", saved, "no usable row for en-de", "skipped: not text 1")
     Corpus([]).to_dataset().save_to_disk(empty)
-    fails(lambda: read_dataset(empty, PAIR), "name_or_path, split", (empty, "train"), "cannot be loaded")
+    if DATASETS_3:  # which loads an empty one
+        fails(lambda: read_dataset(empty, PAIR), "name_or_path", empty, "no usable row for en-de")
+    else:
+        fails(lambda: read_dataset(empty, PAIR), "name_or_path, split", (empty, "train"), "cannot be loaded")
     write(tmp_path / "damaged" / "state.json", "{}")
     fails(lambda: read_dataset(damaged, PAIR), "name_or_path, split", (damaged, "train"), "cannot be loaded")
     for name in ("train.jsonl", "train.csv", "train.tsv", "train.parquet", "train.txt", "train.arrow"):

@@ -13,12 +13,9 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MBartConfig,
     MBartForConditionalGeneration,
-    MBartTokenizer,
-    NllbTokenizer,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
-    T5Tokenizer,
     TrainingArguments,
 )
 
@@ -31,6 +28,8 @@ from peft_landermt import (
     translate,
 )
 from peft_landermt.errors import CorpusError
+
+from ..seq2seq_tokenizers import nllb_tokenizer, unigram_tokenizer
 
 _VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:"]
 ROWS = [
@@ -48,7 +47,7 @@ def build(kind: str) -> tuple[PreTrainedModel, Any]:
     torch.manual_seed(0)
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     if kind == "t5":
-        tokenizer = T5Tokenizer(vocab=[(token, 0.0) for token in _VOCABULARY], extra_ids=0)
+        tokenizer = unigram_tokenizer("T5Tokenizer", _VOCABULARY, extra_ids=0)
         sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
         config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=1, **sizes, **ids)
         return T5ForConditionalGeneration(config), tokenizer
@@ -56,10 +55,10 @@ def build(kind: str) -> tuple[PreTrainedModel, Any]:
     bart |= {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "init_std": 0.2}
     bart |= {"dropout": 0.0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
     if kind == "nllb":
-        tokenizer = NllbTokenizer(vocab={token: index for index, token in enumerate(_VOCABULARY)}, merges=[])
+        tokenizer = nllb_tokenizer(_VOCABULARY)
         config = M2M100Config(vocab_size=len(tokenizer), decoder_start_token_id=2, **bart, **ids)
         return M2M100ForConditionalGeneration(config), tokenizer
-    tokenizer = MBartTokenizer(vocab=[(token, 0.0) for token in _VOCABULARY])
+    tokenizer = unigram_tokenizer("MBartTokenizer", _VOCABULARY)
     return MBartForConditionalGeneration(MBartConfig(vocab_size=len(tokenizer), **bart, **ids)), tokenizer
 
 

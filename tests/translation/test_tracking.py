@@ -13,6 +13,7 @@ from peft_landermt import LanderTrainer, NeuronMap
 
 from ..conftest import PAIRS
 from ..tuner.helpers import adapt
+from ..versions import TRANSFORMERS_4
 from .test_encoder_decoders import BY_PAIR, build
 from .test_encoder_decoders import ROWS as SEQ2SEQ_ROWS
 from .test_trainer import ROWS, arguments, lora, trainer_of
@@ -111,7 +112,8 @@ def test_trackers_get_them(
     trainer = trainer_of(model, tokenizer, tmp_path, report_to=["tensorboard"], eval_dataset=ROWS)
     trainer.train()
     trainer.evaluate()
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    folder = trainer.args.logging_dir if TRANSFORMERS_4 else tmp_path / "events"
+    events = EventAccumulator(str(folder)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "train/loss_en-de", "train/change_general", "train/gate_general_en-de"} <= scalars
     assert {"eval/loss", "eval/loss_en-fr"} <= scalars

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, evaluate_translation
 from peft_landermt.errors import ConfigError, CorpusError, LanderError
+from peft_landermt.translation.training_arguments import by_length
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
 from ..tuner.helpers import adapt, same_state
+from ..versions import IN_ORDER, TRANSFORMERS_4
 
 SHORT = ["{source_language} {target_language} {source}:"]
 ROWS = [
@@ -155,7 +158,8 @@ def test_loss_equals_the_loss_of_all_logits(
     ) / (items or int((labels != -100).sum()))
     torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
     # the longest translation, with its space and <eos>, and the position before it
-    assert kept == [max(len(row["target"]) for row in ROWS) + 2 + 1], "rows end together"
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:  # not in BLOOM of transformers 4
+        assert kept == [max(len(row["target"]) for row in ROWS) + 2 + 1], "rows end together"
 
 
 def test_loss_where_nothing_is_masked(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -211,6 +215,7 @@ def test_lists_and_data_sets_train_alike(
     assert dataset.column_names == ["source", "target", "language_pair", "number"]
 
 
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 always shuffles training rows")
 def test_streamed_rows(
     base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -219,7 +224,7 @@ def test_streamed_rows(
     for streamed in (False, True):
         rows = Dataset.from_list(ROWS).to_iterable_dataset() if streamed else ROWS
         model = adapt(copy.deepcopy(base), neuron_map)
-        trainer = trainer_of(model, tokenizer, tmp_path, rows, max_steps=3, train_sampling_strategy="sequential")
+        trainer = trainer_of(model, tokenizer, tmp_path, rows, max_steps=3, **IN_ORDER)
         trainer.train()
         histories.append(losses(trainer))
     assert histories[0] == histories[1]
@@ -229,13 +234,13 @@ def test_rows_of_like_length_share_a_batch(tokenizer: PreTrainedTokenizerFast, t
     rows = [{"source": "x" * length, "target": "y", "language_pair": "en-de"} for length in range(1, 97)]
     shuffled = rows[::2] + rows[1::2]
     spans = {}
-    for strategy in ("random", "group_by_length"):
-        trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, shuffled, train_sampling_strategy=strategy)
+    for strategy, option in (("random", {}), ("by length", by_length())):
+        trainer = trainer_of(build_model("llama"), tokenizer, tmp_path, shuffled, **option)
         lengths = [batch["attention_mask"].sum(dim=1) for batch in trainer.get_train_dataloader()]
         spans[strategy] = [int(values.max() - values.min()) for values in lengths]
         assert sorted(torch.cat(lengths).tolist()) == list(range(min(map(min, lengths)), max(map(max, lengths)) + 1))
     # three of 96 lengths by chance span 2/4 of them; three neighbours among 24 (8 batches are sorted together) 2/25
-    assert sum(spans["random"]) > 3 * sum(spans["group_by_length"])
+    assert sum(spans["random"]) > 3 * sum(spans["by length"])
 
 
 def test_arguments_are_left_as_they_are(
@@ -350,10 +355,10 @@ def test_the_ratio_is_positive(
 @pytest.mark.parametrize(
     ("sampling", "options"),
     [
-        ("group_by_length", {}),
-        ("random", {"car": "learned", "general_rank": None}),
-        pytest.param("random", {}, marks=pytest.mark.slow),
-        pytest.param("group_by_length", {"car": "learned", "general_rank": None}, marks=pytest.mark.slow),
+        (by_length(), {}),
+        ({}, {"car": "learned", "general_rank": None}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
+        pytest.param(by_length(), {"car": "learned", "general_rank": None}, marks=pytest.mark.slow),
     ],
 )
 def test_resumed_training_is_bit_identical(
@@ -362,10 +367,9 @@ def test_resumed_training_is_bit_identical(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     options: dict[str, Any],
-    sampling: str,
+    sampling: dict[str, Any],
 ) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "cosine"}
-    settings["train_sampling_strategy"] = sampling
+    settings = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "cosine", **sampling}
     whole = adapt(copy.deepcopy(base), neuron_map, **options)
     rows = [*ROWS, *({**row, "target": row["target"][:-1]} for row in ROWS[:4])]  # 4 steps an epoch, the last short
     first = trainer_of(whole, tokenizer, tmp_path, rows, **settings)

@@ -25,6 +25,7 @@ from peft_landermt.errors import ArchitectureError, ConfigError
 from peft_landermt.ffn import FFNLayout, find_ffns
 
 from ..conftest import DECODER_SIZES, PAIRS, SENTENCES, VOCABULARY
+from ..versions import TRANSFORMERS_4
 from .helpers import adapt, ids, lander_layers, logits, neuron_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -451,6 +452,8 @@ def test_generate_with_mixed_pairs(base: PreTrainedModel, neuron_map: NeuronMap,
 def test_gradient_checkpointing(base: PreTrainedModel, neuron_map: NeuronMap, use_reentrant: bool) -> None:
     if not base.supports_gradient_checkpointing:
         pytest.skip(f"transformers has no gradient checkpointing for {type(base).__name__}")
+    if TRANSFORMERS_4 and use_reentrant and base.config.model_type == "m2m_100":
+        pytest.skip("transformers 4 has no inputs that require gradients in M2M100's decoder, for any PEFT method")
     model = adapt(base, neuron_map, general_rank=4).train()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -544,7 +547,7 @@ def build_mixture(kind: str) -> PreTrainedModel:
 def test_mixtures_of_experts_are_refused(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
     model = build_mixture(kind)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    message = r"model='.*': model\.layers\.0\.mlp\.experts is a mixture of experts, .* the dense FFNs beside it"
+    message = r"model='.*': model\.layers\.0\.\w+\.experts is a mixture of experts, .* the dense FFNs beside it"
     with pytest.raises(ArchitectureError, match=message):
         detect_neurons(model, tokenizer, SENTENCES, PAIRS, progress=False)
     with pytest.raises(ArchitectureError, match=message):

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import peft
@@ -19,7 +20,12 @@ from peft.utils import PeftType
 import peft_landermt
 from peft_landermt import LanderConfig, LanderModel, NeuronMap
 from peft_landermt.errors import RegistrationError
-from peft_landermt.routed.registration import add_peft_type, check_peft_version, register
+from peft_landermt.routed.registration import (
+    add_peft_type,
+    check_peft_version,
+    register,
+    warn_of_newer_peft,
+)
 
 from ..conftest import build_model
 from .helpers import adapt, make_config
@@ -88,21 +94,47 @@ def test_register_again_and_reload_are_harmless() -> None:
     assert isinstance(peft.get_peft_model(build_model("llama"), LanderConfig()).base_model, LanderModel)
 
 
-@pytest.mark.parametrize("version", ["0.20.0", "0.20.9", "0.22.0", "0.22.0.dev0", "1.0"])
-def test_other_peft_versions_are_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+@pytest.mark.parametrize("version", ["0.1", "0.10.0", "0.17.1", "0.17.2.dev0"])
+def test_older_peft_versions_are_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(peft, "__version__", version)
-    with pytest.raises(RegistrationError, match=rf"peft=={version}: .*pip install 'peft>=0\.21\.0,<0\.22'"):
+    with pytest.raises(RegistrationError, match=rf"peft=={version}: .*pip install -U 'peft>=0\.18'"):
         check_peft_version()
     with pytest.raises(ImportError):
         register(LanderConfig, LanderModel)
 
 
-@pytest.mark.parametrize("version", ["0.21.0", "0.21.9", "0.21.2.dev0", "0.21.2+cpu"])
+@pytest.mark.parametrize("version", ["0.18.0", "0.18.1", "0.20.0.dev0", "0.21.9", "0.21.2.dev0", "0.21.2+cpu"])
 def test_supported_peft_versions(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(peft, "__version__", version)
     check_peft_version()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_newer_peft()
     register(LanderConfig, LanderModel)
     assert_registered_once()
+
+
+@pytest.mark.parametrize("version", ["0.22.0", "0.22.0.dev0", "1.0"])
+def test_newer_peft_versions_are_told_once(version: str) -> None:
+    """By the import, in one warning that names whoever imports the package, and with the way back."""
+    script = (
+        "import warnings, peft\n"
+        f"peft.__version__ = {version!r}\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import peft_landermt, importlib\n"
+        "    importlib.reload(peft_landermt)\n"
+        "ours = [each for each in told if 'peft_landermt' in str(each.message)]\n"
+        "print(*(f'{each.filename}: {each.message}' for each in ours), sep='\\n')\n"
+    )
+    root = str(Path(peft_landermt.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"<string>: peft=={version} is newer than any that peft_landermt was tested with (0.21); "
+        "if something fails, try: pip install 'peft==0.21.*'"
+    ]
 
 
 def test_foreign_owner_of_the_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

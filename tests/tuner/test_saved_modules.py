@@ -15,6 +15,7 @@ from peft_landermt import NeuronMap
 from peft_landermt.errors import AdapterError, ConfigError
 
 from ..conftest import build_model, randomize_adapter
+from ..versions import PEFT_BEFORE_0_20
 from .helpers import adapt, ids, logits, make_config
 
 NAMES = ["head", "other head", "no head", "__base__"]
@@ -90,6 +91,8 @@ def test_one_adapter_for_all_samples_takes_any_module(
     base: PreTrainedModel, neuron_map: NeuronMap, module: str, named: str
 ) -> None:
     """Also modules that are called by keywords, and those that PEFT cannot split by samples."""
+    if module == "self_attn" and PEFT_BEFORE_0_20:
+        pytest.skip("PEFT before 0.20 saves no modules that are called by keywords alone")
     model = adapt(base, neuron_map, ["en-de"], adapter_name="first", modules_to_save=[module])
     model.add_adapter("second", make_config(neuron_map, ["en-de"]))
     inputs = ids(3)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import PeftModel
 
+from ..versions import PEFT_BEFORE_0_21
 from .make_stored import CONFIG, EXPECTED, FOLDER, STORED, WEIGHTS, build_base, make, routes, some_logits
 
-VERSIONS = {"peft_version", "digest"}
-"""Fields of a config that name the library which wrote it, and what changes with these and with new fields."""
+VERSIONS = {"peft_version", "digest"} | ({"base_model_name_or_path"} if PEFT_BEFORE_0_21 else set())
+"""Fields of a config that tell the library which wrote it, and what changes with these and with new fields. Before
+0.21, PEFT names a base without a name `""`."""
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 

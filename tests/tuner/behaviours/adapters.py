@@ -13,6 +13,7 @@ from peft import get_peft_model, inject_adapter_in_model
 from peft_landermt.routed.layer import RoutedLayer
 
 from ...conftest import PAIRS, randomize_adapter
+from ...versions import PEFT_BEFORE_0_21
 from ..helpers import cloned_state, ids, logits
 from .case import Case, trainable
 
@@ -22,6 +23,8 @@ def makes_an_adapter(case: Case) -> None:
     expected, config = logits(base, ids()), case.config()
     before = copy.deepcopy(config)
     model = get_peft_model(base, config).eval()
+    if PEFT_BEFORE_0_21:  # which names a base without a name ""
+        before.base_model_name_or_path = config.base_model_name_or_path
     if getattr(before, "attention_modules", None) == "auto":
         before.attention_modules = ["v", "o"]
     assert config == before

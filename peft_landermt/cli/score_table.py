@@ -1,0 +1,56 @@
+"""Scores as a table in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ScoreTable:
+    """A table in Markdown on standard output, row by row, with the mean of all pairs at its end.
+
+    Args:
+        compared: Whether the scores are compared with a baseline.
+    """
+
+    def __init__(self, compared: bool) -> None:
+        self.columns = ["BLEU", "chrF++", "empty", "runaway"]
+        if compared:
+            self.columns += ["BLEU − baseline", "95%", "p", "chrF++ − baseline", "95%", "p"]
+        self.scores: list[dict[str, Any]] = []
+        self._print("pair", self.columns)
+        self._print("---", ["---:"] * len(self.columns))
+
+    def add(self, pair: str, score: dict[str, Any]) -> None:
+        """Print the row of a direction."""
+        self.scores.append(score)
+        cells = [f"{score['bleu']:.2f}", f"{score['chrf']:.2f}", str(score["num_empty"]), str(score["num_runaway"])]
+        for found in score.get("baseline", {}).values():
+            cells += [
+                f"{found['difference']:+.2f}",
+                f"{found['low']:+.2f} to {found['high']:+.2f}",
+                f"{found['p_value']:.3f}",
+            ]
+        self._print(pair, cells)
+
+    def end(self) -> None:
+        """Print the mean, and behind the table what was scored how."""
+        if len(self.scores) > 1:
+            cells = [
+                f"{sum(score[name] for score in self.scores) / len(self.scores):.2f}" for name in ("bleu", "chrf")
+            ]
+            cells += [str(sum(score[name] for score in self.scores)) for name in ("num_empty", "num_runaway")]
+            for name in self.scores[0].get("baseline", {}):
+                total = sum(score["baseline"][name]["difference"] for score in self.scores)
+                cells += [f"{total / len(self.scores):+.2f}", "", ""]
+            self._print("mean", cells)
+        print()
+        for name, key in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
+            for signature in dict.fromkeys(score[key] for score in self.scores):
+                pairs = ", ".join(score["language_pair"] for score in self.scores if score[key] == signature)
+                print(f"{name}, {pairs}: {signature}")
+        if "baseline" in self.scores[0]:
+            print("95% and p: paired bootstrap, 1000 resamples")
+
+    @staticmethod
+    def _print(first: str, cells: list[str]) -> None:
+        print(f"| {' | '.join([first, *cells])} |", flush=True)
