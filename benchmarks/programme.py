@@ -18,7 +18,7 @@ V_O, V_O_DOWN = ["v_proj", "o_proj"], ["v_proj", "o_proj", "down_proj"]
 
 
 def lora(rates: list[float], **options: Any) -> dict[str, Any]:
-    return {"method": "lora", "learning_rates": rates, "options": options, "epochs": 3}
+    return {"method": "lora", "learning_rates": rates, "options": options, "epochs": 1}
 
 
 BAR: Arms = {
@@ -47,7 +47,7 @@ than random ones, so they want lower rates."""
 
 
 def lander(rates: list[float], **fields: Any) -> dict[str, Any]:
-    return {"method": "lander", "learning_rates": rates, "detection": {"num_layers": 18}, "epochs": 3, **fields}
+    return {"method": "lander", "learning_rates": rates, "detection": {"num_layers": 18}, "epochs": 1, **fields}
 
 
 def placed(
@@ -106,7 +106,7 @@ FORMS: Arms = {
 
 def lslo(rates: list[float], **fields: Any) -> dict[str, Any]:
     """Ranks: 3,800,000 parameters are 16 units of rank on all linear layers of Gemma 3 270M."""
-    return {"method": "lslo", "learning_rates": rates, "epochs": 3, **fields}
+    return {"method": "lslo", "learning_rates": rates, "epochs": 1, **fields}
 
 
 EQUAL_TRAINED = {"en": 1, **dict.fromkeys(("ar", "de", "fr", "it", "zh"), 3)}

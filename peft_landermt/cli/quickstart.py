@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--pairs", nargs="+", default=["en-de", "de-en", "en-fr", "fr-en"])
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--calibration-sentences", type=int, default=24)
     parser.add_argument("--train-sentences", type=int, default=80, help="per direction (default: %(default)s)")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments, set_seed
@@ -100,11 +101,15 @@ def _run(options: argparse.Namespace, corpus: DemoCorpus, output: Path) -> None:
         neuron_map.save(output / "neuron_map.safetensors")
         for pair in pairs:
             print(f"  {pair}: layers {neuron_map.layers(pair)}")
-    model = get_peft_model(base, LanderConfig(task_type=task_type(base), neuron_map=neuron_map, language_pairs=pairs))
+    options_of = {"neuron_map": neuron_map, "language_pairs": pairs, "save_dtype": "bf16"}
+    model = get_peft_model(base, LanderConfig(task_type=task_type(base), **options_of))
     trainable, _ = model.get_nb_trainable_parameters()
     with stages.stage("train", f"Tuning {trainable:,} parameters on {', '.join(pairs)}"):
         _train(model, tokenizer, corpus, options, output)
     with stages.stage("save_and_split", "Saving the adapter, and one adapter per pair"):
+        with torch.no_grad():
+            for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
+                weight.copy_(weight.to(torch.bfloat16))  # as it is saved, so that translations can be compared
         model.save_pretrained(str(output / "adapter"))
         folders = split_adapter(model, output / "pairs")
         compared = {pair: _compared(model, tokenizer, corpus, pair) for pair in pairs}
