@@ -90,7 +90,8 @@ def _is_command() -> bool:
 
 
 if not _is_command():
-    from . import lander, lslo  # noqa: F401  register; every command that needs PEFT imports them too
+    from . import lslo  # noqa: F401, I001  registers; every command that needs PEFT imports it too
+    from . import lander  # noqa: F401  the same
 
 __all__ = [
     "TEMPLATES",

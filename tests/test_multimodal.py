@@ -126,10 +126,14 @@ def tiny(name: str) -> PreTrainedModel:
     return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
+ATTENTION = {f"model.language_model.layers.{layer}.self_attn" for layer in range(2)}
+"""That of the language model."""
+
+
 def adapted(model: torch.nn.Module) -> set[str]:
-    """The FFNs that hold trainable weights."""
+    """The FFNs and attention modules that hold trainable weights."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return {re.sub(r"^base_model\.model\.|(?<=\.mlp)\..*", "", name) for name in names}
+    return {re.sub(r"^base_model\.model\.|(?<=\.mlp)\..*|(?<=\.self_attn)\..*", "", name) for name in names}
 
 
 @pytest.mark.parametrize("layout", [None, GATED], ids=["recognised", "named"])
@@ -145,7 +149,7 @@ def test_detection_training_and_loading(
     )  # fmt: skip
     assert found.num_layers == 2
     model = get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=found))
-    assert adapted(model) == {expected[found.layers("en-de")[0]]}
+    assert adapted(model) == {expected[found.layers("en-de")[0]], *ATTENTION}
     rows = [
         {"source": en, "target": de, "language_pair": "en-de"}
         for en, de in zip(SENTENCES["en"], SENTENCES["de"], strict=True)
@@ -163,4 +167,4 @@ def test_detection_training_and_loading(
 @pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen2_5_vl"])
 def test_without_a_map_no_tower_is_adapted(name: str) -> None:
     model = get_peft_model(tiny(name), LanderConfig(task_type="CAUSAL_LM", general_rank=4))
-    assert adapted(model) == {f"model.language_model.layers.{layer}.mlp" for layer in range(2)}
+    assert adapted(model) == {f"model.language_model.layers.{layer}.mlp" for layer in range(2)} | ATTENTION

@@ -20,7 +20,7 @@ from peft_landermt.errors import AdapterError
 
 from ..conftest import PAIRS, build_model, randomize_adapter
 from ..full_disk import no_file_beyond
-from .helpers import adapt, ids, lander_layers, logits, make_config
+from .helpers import PLACES, adapt, ids, lander_layers, logits, make_config
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STORED = Path(__file__).parent / "stored" / "format-1"
@@ -62,7 +62,7 @@ def test_type_of_saved_deltas(
 def test_a_file_is_as_large_as_its_rows(neuron_map: NeuronMap, tmp_path: Path, rank: int | None) -> None:
     """Within 1%, header included, for rows of a usual width."""
     model = build_model("llama", hidden_size=512, intermediate_size=1024)
-    config = LanderConfig(task_type="CAUSAL_LM", language_pairs=PAIRS, general_rank=rank)
+    config = LanderConfig(task_type="CAUSAL_LM", language_pairs=PAIRS, general_rank=rank, **PLACES)
     config.neuron_counts = {
         f"model.layers.{layer}.mlp": {
             "layer": layer,

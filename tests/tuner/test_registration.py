@@ -114,7 +114,10 @@ def test_supported_peft_versions(monkeypatch: pytest.MonkeyPatch, version: str) 
     assert_registered_once()
 
 
-@pytest.mark.parametrize("version", ["0.22.0", "0.22.0.dev0", "1.0"])
+SLOW = [pytest.param(version, marks=pytest.mark.slow) for version in ("0.22.0.dev0", "1.0")]
+
+
+@pytest.mark.parametrize("version", ["0.22.0", *SLOW])
 def test_newer_peft_versions_are_told_once(version: str) -> None:
     """By the import, in one warning that names whoever imports the package, and with the way back."""
     script = (
