@@ -35,6 +35,8 @@ from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.translation import requests
 from peft_landermt.translation.limits import usual_limit
 
+from .repeats import mark_repeats
+
 SENTENCES = {
     "en": ["The house is old.", "We drink tea.", "Where is the station?", "It rained all night."],
     "de": ["Das Haus ist alt.", "Wir trinken Tee.", "Wo ist der Bahnhof?", "Es regnete die ganze Nacht."],
@@ -178,3 +180,8 @@ def randomize_adapter(model: torch.nn.Module, std: float = 0.1, seed: int = 1) -
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--behaviours", action="store_true", help="print the table of behaviours and architectures")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_repeats(items)
