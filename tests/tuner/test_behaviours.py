@@ -61,7 +61,7 @@ BEHAVIOURS: dict[str, Callable[[Case], None]] = {
 }
 
 
-SLOW = ("gemma3", "qwen2", "gpt2", "proportional", "dense", "drop", "attention")
+SLOW = ("gemma3", "qwen2", "gpt2", "proportional", "dense", "drop", "attention", "paper", "one pair")
 """Architectures and kinds of a form that another one has too; in `make behaviours` and with the slow tests."""
 
 
