@@ -1,4 +1,4 @@
-"""Tests whose cases repeat a form that others have too; most of these run with the slow tests (`make slow`)."""
+"""Tests that are long, or whose cases repeat a form that others have: they run with the slow ones (`make slow`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 KEPT = {
-    "benchmarks/test_runs.py::test_language_specific_lora": 1,
+    "benchmarks/test_runs.py::test_language_specific_lora": 0,
     "cli/test_cli.py::test_merged_weights_have_the_type_of_the_base": 8,
     "cli/test_overwrite.py::test_a_full_disk": 3,
     "cli/test_overwrite.py::test_resume_takes_the_newest_whole_checkpoint": 3,
@@ -17,7 +17,10 @@ KEPT = {
     "detection/test_awareness.py::test_equals_plain_autograd": 4,
     "detection/test_detect.py::test_the_model_comes_back_as_it_was": 3,
     "examples/test_examples.py::test_on_a_tiny_model": 1,
+    "examples/test_serve.py::test_a_sentence_that_is_too_long_for_the_model": 0,
+    "examples/test_serve.py::test_answers_stay_right_when_batches_step_aside": 0,
     "examples/test_serve.py::test_what_is_refused": 12,
+    "examples/test_serve.py::test_work_of_clients_that_left_is_dropped": 0,
     "fuzz/test_folders.py::test_changed_tensors": 4,
     "lslo/test_batches.py::test_a_mixed_batch_is_each_sample_alone": 5,
     "lslo/test_behaviours.py::test_behaviour": 17,
@@ -32,10 +35,12 @@ KEPT = {
     "test_multimodal.py::test_ffns_are_those_of_the_language_model": 7,
     "test_neuron_map_file.py::test_extreme_maps_give_adapters_that_save_and_load": 2,
     "test_neuron_map_file.py::test_header": 70,
+    "test_snippets.py::test_the_code_of_an_adapter": 2,
     "translation/test_accumulation.py::test_the_step_of_one_batch": 3,
     "translation/test_batches.py::test_in_a_trainer": 20,
     "translation/test_decoding.py::test_order_and_text_do_not_depend_on_the_batch_size": 2,
     "translation/test_encoder_decoders.py::test_label_smoothing": 2,
+    "translation/test_encoder_decoders.py::test_what_was_learned_is_translated": 0,
     "translation/test_limits.py::test_a_whole_translation": 3,
     "translation/test_limits.py::test_room_for_a_translation_of_one_byte_a_token": 100,
     "translation/test_lines.py::test_a_file_may_not_unpack_to_much_more_than_text_does": 1,
@@ -44,12 +49,15 @@ KEPT = {
     "translation/test_trainer.py::test_loss_falls_on_mixed_pairs": 1,
     "translation/test_trainer.py::test_resumed_training_is_bit_identical": 1,
     "tuner/test_architectures.py::test_a_fresh_adapter_changes_nothing": 24,
+    "tuner/test_architectures.py::test_detection_equals_autograd": 8,
     "tuner/test_architectures.py::test_each_pair_runs_through_its_own_weights": 20,
     "tuner/test_architectures.py::test_generate_with_mixed_pairs": 16,
     "tuner/test_architectures.py::test_gradient_checkpointing": 16,
     "tuner/test_architectures.py::test_save_and_load": 8,
     "tuner/test_attention.py::test_roles_are_those_of_the_base": 12,
     "tuner/test_attention.py::test_saved_merged_and_unloaded": 5,
+    "tuner/test_behaviours.py::test_behaviour": 150,
+    "tuner/test_damaged.py::test_damaged_file": 6,
     "tuner/test_gates.py::test_mixed_batch_equals_ffns_written_out": 20,
     "tuner/test_generation.py::test_generate_with_mixed_pairs_equals_row_by_row": 8,
     "tuner/test_growth.py::test_a_mixed_batch_equals_each_sample_alone": 2,
@@ -58,11 +66,14 @@ KEPT = {
     "tuner/test_growth.py::test_split_and_joined_again": 2,
     "tuner/test_loading.py::test_damage_is_refused_before_anything_changes": 60,
     "tuner/test_precision.py::test_autocast": 16,
+    "tuner/test_quantized.py::test_adapters_go_from_float_to_quantized_bases_and_back": 3,
     "tuner/test_quantized.py::test_ffns_compute_what_dequantized_ones_do": 12,
     "tuner/test_registration.py::test_newer_peft_versions_are_told_once": 0,
     "tuner/test_selectivity.py::test_gradient_checkpointing_keeps_the_route": 8,
+    "tuner/test_several_adapters.py::test_loading_a_second_adapter_reports_no_missing_keys": 4,
+    "tuner/test_several_adapters.py::test_names_side_by_side": 1,
     "tuner/test_sharing.py::test_what_happens_to_one_adapter_leaves_the_others": 2,
-    "tuner/test_stored.py::test_a_stored_adapter_is_read_and_written_as_it_was": 20,
+    "tuner/test_stored.py::test_a_stored_adapter_is_read_and_written_as_it_was": 14,
 }
 """By test, how many cases the quick suite keeps, from all along the table."""
 
