@@ -61,12 +61,12 @@ BEHAVIOURS: dict[str, Callable[[Case], None]] = {
 }
 
 
-SLOW = ("gemma3", "qwen2", "gpt2", "proportional", "dense", "drop", "attention", "paper", "one pair")
+SLOW = ("gemma3", "qwen2", "gpt2", "proportional", "dense", "drop", "attention", "one pair", ("paper", "llama"))
 """Architectures and kinds of a form that another one has too; in `make behaviours` and with the slow tests."""
 
 
 @pytest.fixture(
-    params=[pytest.param(case, marks=pytest.mark.slow) if {*case} & {*SLOW} else case for case in CASES],
+    params=[pytest.param(case, marks=pytest.mark.slow) if {*case, case} & {*SLOW} else case for case in CASES],
     ids=[f"{kind}-{architecture}" for kind, architecture in CASES],
 )
 def case(
