@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_model_options, load_adapted_model, require_adapter
-from .outputs import ADAPTER, add_overwrite_option, claim_folder
+from .adapted import add_output_options, open_adapter, save_adapter
+from .options import add_model_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,18 +19,14 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser, adapter=True)
     parser.add_argument("--pairs", nargs="+", required=True, help="directions, such as de-fr fr-de")
     parser.add_argument("--neuron-map", help="the adapter's; needed where it gates or drops neurons")
-    parser.add_argument("--output", required=True, help="adapter folder to write")
-    add_overwrite_option(parser)
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     from ..lander.growth import compose_language_pair
 
-    require_adapter(options)
-    claim_folder(options, ADAPTER)
-    model, _ = load_adapted_model(options)
+    model = open_adapter(options)
     for pair in options.pairs:
         compose_language_pair(model, pair, neuron_map=options.neuron_map)
-    model.save_pretrained(str(options.output))
-    print(f"written: {options.output}")
+    save_adapter(model, options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_model_options, load_adapted_model, require_adapter
-from .outputs import ADAPTER, add_overwrite_option, claim_folder
+from .adapted import add_output_options, open_adapter
+from .options import add_model_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,15 +19,12 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser, adapter=True)
     parser.add_argument("--pair", help="direction, such as en-de; needed where the adapter holds several")
-    parser.add_argument("--output", required=True, help="adapter folder to write")
-    add_overwrite_option(parser)
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     from ..routed.export import export_lora
 
-    require_adapter(options)
-    claim_folder(options, ADAPTER)
-    model, _ = load_adapted_model(options)
+    model = open_adapter(options)
     print(f"written: {export_lora(model, options.output, options.pair)}")

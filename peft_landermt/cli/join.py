@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .adapted import add_output_options, save_adapter
 from .options import add_model_options, load_model
-from .outputs import ADAPTER, add_overwrite_option, claim_folder
+from .outputs import ADAPTER, claim_folder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,8 +19,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser)
     parser.add_argument("adapters", nargs="+", help="adapter folders")
-    parser.add_argument("--output", required=True, help="adapter folder to write")
-    add_overwrite_option(parser)
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -28,6 +28,4 @@ def run(options: argparse.Namespace) -> None:
 
     claim_folder(options, ADAPTER)
     base, _ = load_model(options)
-    model = join_adapters(base, options.adapters)
-    model.save_pretrained(str(options.output))
-    print(f"written: {options.output}")
+    save_adapter(join_adapters(base, options.adapters), options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -252,12 +251,11 @@ class NeuronBlocks(Blocks):
                 continue
             scale = None
             if team.of_sample is not None:
-                held = [[language in self.languages.get(pair, ()) for language in languages] for pair in team.pairs]
-                sizes = [self.layout.rank(each) or len(self.places(each, parts)) for each in languages]
-                columns = [list(itertools.chain.from_iterable(map(itertools.repeat, row, sizes))) for row in held]
-                # layers of one form wait for the device once
-                key = ("scale", team.of_sample, team.pairs, tuple(languages), tuple(sizes), dtype)
-                scale = team.call.once(key, _spread, team, columns, dtype)
+                held = tuple(
+                    tuple(language in self.languages.get(pair, ()) for language in languages) for pair in team.pairs
+                )
+                sizes = tuple(self.layout.rank(each) or len(self.places(each, parts)) for each in languages)
+                scale = team.uses(held, sizes, dtype)
             found.append((languages, torch.cat([self.places(each, parts) for each in languages]), scale))
         return found
 
@@ -318,9 +316,3 @@ class NeuronBlocks(Blocks):
         """Tell the sizes of the blocks."""
         parts: dict[str, Any] = {"general": self.layout.general, **self.layout.specific, "of": self.layout.neurons}
         return ", ".join(f"{key}={value}" for key, value in parts.items())
-
-
-def _spread(team: Team, columns: list[list[bool]], dtype: torch.dtype) -> torch.Tensor:
-    """Give each sample of a team its row of numbers, over all its tokens."""
-    assert team.of_sample is not None
-    return team.spread(torch.tensor(columns, device=team.of_sample.device, dtype=dtype))

@@ -105,22 +105,25 @@ class LanderModel(RoutedTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
+        self._adapt(peft_config, adapter_name, current_key)
+
+    def _adapt(self, config: LanderConfig, adapter_name: str, name: str) -> None:
+        """Give an adapter its blocks at an FFN, by the module's name, and at the attention beside it."""
+        layer = target = self.model.get_submodule(name)
         if not isinstance(layer, LanderFFN):
-            layer = LanderFFN(as_ffn(target, current_key, peft_config.layout), self.routing)
-        counts = (peft_config.neuron_counts or {}).get(current_key)
-        neuron_map = peft_config.neuron_map if isinstance(peft_config.neuron_map, NeuronMap) else None
+            layer = LanderFFN(as_ffn(target, name, config.layout), self.routing)
+        counts = (config.neuron_counts or {}).get(name)
         layer.update_layer(
             adapter_name,
-            peft_config.block_layout(current_key, layer.neurons, layer.width),
-            neuron_map=neuron_map,
+            config.block_layout(name, layer.neurons, layer.width),
+            neuron_map=config.neuron_map if isinstance(config.neuron_map, NeuronMap) else None,
             layer=counts["layer"] if counts else 0,
-            init_weights=peft_config.init_weights,
-            inference_mode=peft_config.inference_mode,
+            init_weights=config.init_weights,
+            inference_mode=config.inference_mode,
         )
         if layer is not target:
-            self._put(current_key, layer, adapter_name)
-        self._adapt_attention(peft_config, adapter_name, current_key)
+            self._put(name, layer, adapter_name)
+        self._adapt_attention(config, adapter_name, name)
 
     def _adapt_attention(self, peft_config: LanderConfig, adapter_name: str, adapted: str) -> None:
         """Adapt the attention beside an FFN, or with the first one all; not by PEFT's search, which looks into no
@@ -162,9 +165,7 @@ class LanderModel(RoutedTuner):
             dtype = next(each.dtype for layer in self._layers_of(adapter_name) for each in layer.adapters.parameters())
             self.peft_config[adapter_name] = config
             for name in [name for name, blocks in plan.items() if isinstance(blocks, NeuronBlocks)]:
-                parent, _, last = name.rpartition(".")
-                target = self.model.get_submodule(name)
-                self._create_and_replace(config, adapter_name, target, last, self.model.get_submodule(parent), name)
+                self._adapt(config, adapter_name, name)
             self.__dict__.pop("_found", None)
             for name, layer in self.model.named_modules():
                 if isinstance(layer, RoutedLayer) and layer.holds(adapter_name) and name not in plan:

@@ -7,7 +7,6 @@ tuned. Languages that are added later have factors of their own, for their pairs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -70,20 +69,16 @@ class SharedFactors(Blocks):
         """A (r, in) and B (out, r) of a role."""
         return self.get_parameter(f"{block}_{role}_A"), self.get_parameter(f"{block}_{role}_B")
 
-    def used_by(self, team: Team, role: str) -> list[tuple[str, torch.Tensor | None]]:
+    def used_by(self, team: Team, role: str, dtype: torch.dtype) -> list[tuple[str, torch.Tensor | None]]:
         """List blocks that some of a team's samples use in a role, `general` first; for those of languages also which
         samples, where these differ: (n, 1, 1), 1 or 0."""
         found: list[tuple[str, torch.Tensor | None]] = []
         for block, roles in self.roles.items():
             uses = [block == GENERAL or block in self.languages.get(pair, ()) for pair in team.pairs]
             if role in roles and any(uses):
-                found.append((block, None if all(uses) else team.once((block, "uses"), _by_sample, team, uses)))
+                held = tuple((each,) for each in uses)
+                found.append((block, None if all(uses) else team.uses(held, (1,), dtype)))
         return found
-
-
-def _by_sample(team: Team, uses: Sequence[bool]) -> torch.Tensor:
-    assert team.of_sample is not None
-    return team.spread(torch.tensor(uses, device=team.of_sample.device).float().unsqueeze(1))
 
 
 class LanderAttention(RoutedLayer):
@@ -138,8 +133,7 @@ class LanderAttention(RoutedLayer):
         for role in dict.fromkeys(role for roles in team.blocks.roles.values() for role in roles):
             if self.attention.projection(role) != projection:
                 continue
-            for block, scale in team.blocks.used_by(team, role):
+            for block, scale in team.blocks.used_by(team, role, dtype):
                 down, up = (factor.to(dtype) for factor in team.blocks.factors(role, block))
-                scale = None if scale is None else scale.to(dtype)
                 updates.append(Update(down, up, place=self.attention.rows(role, down.device), scale=scale))
         return tuple(updates)

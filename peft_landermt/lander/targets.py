@@ -17,7 +17,7 @@ from ..ffn import EXPERTS, FFN, FFNLayout, find_ffns, list_ffns, recognise
 from ..fingerprint import fingerprint
 from ..neuron_map import NeuronMap
 from ..routed import targets as routed
-from ..routed.bases import without_adapters
+from ..routed.bases import check_fingerprint, without_adapters
 from .config import LanderConfig
 from .layer import LanderFFN
 from .layout import BlockLayout
@@ -201,15 +201,4 @@ def check_base(config: LanderConfig, model: nn.Module) -> None:
                 raise NeuronMapError(
                     "neuron_map", f"{key}: {name}={made_for}", f"the model has {name}={has}; detect neurons on it."
                 )
-    if config.base_fingerprint is None or not config.verify_base:
-        return
-    if any(isinstance(module, LanderFFN) and module.merged for module in model.modules()):
-        raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
-    found = fingerprint(plain, config.layout)
-    if found is not None and found != config.base_fingerprint:
-        raise NeuronMapError(
-            "base_fingerprint",
-            config.base_fingerprint,
-            f"the model's FFN weights have {found}: the adapter was made for other weights. Load the base model it "
-            "names, or set verify_base=False in its config to use it all the same.",
-        )
+    check_fingerprint(config, model, lambda: fingerprint(plain, config.layout), NeuronMapError, "FFN weights")

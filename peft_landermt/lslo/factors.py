@@ -114,9 +114,7 @@ class LanguageFactors(Blocks):
         scale = None
         if mixed and not by_sample:
             ranks = tuple(self.ranks[language] for of_side in languages for language in of_side)
-            scale = team.call.once(
-                ("ranks", sides, team.pairs, ranks, dtype, team.of_sample), _used, team, sides, languages, ranks, dtype
-            )
+            scale = team.uses(_held(team.pairs, sides, languages), ranks, dtype)
         down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=-2)
         if self.all_take_part:
             down = down + sum((weight * 0).sum() for weight in self.parameters())
@@ -161,22 +159,18 @@ def _of_samples(
         ]
     downs, ups = (torch.stack(each).to(dtype) for each in zip(*factors, strict=True))
     ones = (1,) * len(languages)
-    key = ("languages", side, team.pairs, dtype, team.of_sample)
-    chosen = team.call.once(key, _used, team, (side,), (languages,), ones, dtype).squeeze(1)
+    chosen = team.uses(_held(team.pairs, (side,), (languages,)), ones, dtype).squeeze(1)
     return tuple((chosen @ each.flatten(1)).view(-1, *each.shape[1:]) for each in (downs, ups))  # type: ignore[return-value]
 
 
-def _used(
-    team: Team, sides: tuple[int, ...], languages: Languages, ranks: tuple[int, ...], dtype: torch.dtype
-) -> torch.Tensor:
-    """Which ranks each sample uses, as ones and zeros (n, 1, Σ r); made without waiting for the device."""
-    assert team.of_sample is not None
-    rows = []
-    for pair in team.pairs:
-        assert pair is not None
-        named = pair.split("-")
-        held = [
-            language == named[side] for side, of_side in zip(sides, languages, strict=True) for language in of_side
-        ]
-        rows.append([used for used, rank in zip(held, ranks, strict=True) for _ in range(rank)])
-    return team.spread(torch.tensor(rows, dtype=dtype).to(team.of_sample.device, non_blocking=True))
+@lru_cache(1024)
+def _held(pairs: tuple[str, ...], sides: tuple[int, ...], languages: Languages) -> tuple[tuple[bool, ...], ...]:
+    """For every pair, which languages of each side it has."""
+    return tuple(
+        tuple(
+            language == pair.split("-")[side]
+            for side, of_side in zip(sides, languages, strict=True)
+            for language in of_side
+        )
+        for pair in pairs
+    )

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import AdapterError
+from ..fingerprint import fingerprint_of
 from ..routed.adapters import Part
+from ..routed.bases import check_fingerprint
 from ..routed.blocks import Blocks
 from ..routed.config import RoutedConfig
 from ..routed.state import State
@@ -18,7 +21,7 @@ from .config import LsloConfig
 from .factors import LanguageFactors
 from .layer import LsloLinear
 from .metrics import training_metrics
-from .targets import Target, check_base, filled, is_target, linear_layers, targets
+from .targets import Target, filled, is_target, linear_layers, targets
 
 
 class LsloModel(RoutedTuner):
@@ -55,7 +58,7 @@ class LsloModel(RoutedTuner):
 
     def _plan(self, peft_config: LsloConfig, model: nn.Module) -> dict[str, Blocks]:
         peft_config.check_is_whole()
-        check_base(peft_config, model, self._linear_layers)
+        check_fingerprint(peft_config, model, lambda: fingerprint_of(self._linear_layers.items()), AdapterError)
         self.__dict__["_chosen"] = targets(peft_config, model, self._linear_layers)
         meta = (torch.device("meta"), torch.float32)
         return {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import AdapterError, ArchitectureError, ConfigError
+from ..errors import ArchitectureError, ConfigError
 from ..ffn import EXPERTS, check_modules_addressable
 from ..fingerprint import fingerprint_of
 from ..linear import features
@@ -142,24 +142,3 @@ def filled(config: LsloConfig, model: nn.Module, layers: dict[str, nn.Module]) -
     if config.base_fingerprint is None and config.source is None:
         made.base_fingerprint = fingerprint_of(layers.items())
     return made
-
-
-def check_base(config: LsloConfig, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Check that the weights are those of the base that an adapter was made on.
-
-    Raises:
-        AdapterError: They are not.
-        ConfigError: They cannot be compared because they hold a merged adapter.
-    """
-    if config.base_fingerprint is None or not config.verify_base:
-        return
-    if any(isinstance(module, LsloLinear) and module.merged for module in model.modules()):
-        raise ConfigError("verify_base", True, "the base weights hold a merged adapter; call unmerge_adapter() first.")
-    found = fingerprint_of(layers.items())
-    if found is not None and found != config.base_fingerprint:
-        raise AdapterError(
-            "base_fingerprint",
-            config.base_fingerprint,
-            f"the model's weights have {found}: the adapter was made for other weights. Load the base model it names, "
-            "or set verify_base=False in its config to use it all the same.",
-        )

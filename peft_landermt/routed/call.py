@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -177,6 +178,24 @@ class Team:
         """Give each sample its row of (pairs, ...), over all its tokens: (n, 1, ...); (...) where there is one
         pair."""
         return by_pair[0] if self.of_sample is None else by_pair[self.of_sample].unsqueeze(1)
+
+    def uses(self, held: tuple[tuple[bool, ...], ...], widths: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Tell which columns each sample uses, as ones and zeros (n, 1, columns); layers of one form share them, and
+        wait for the device once.
+
+        Args:
+            held: For each of `pairs`, which groups of columns it uses.
+            widths: Columns of every group.
+            dtype: Type of the ones and zeros.
+        """
+        return self.call.once(("uses", self.of_sample, held, widths, dtype), self._find_used, held, widths, dtype)
+
+    def _find_used(
+        self, held: tuple[tuple[bool, ...], ...], widths: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        assert self.of_sample is not None
+        rows = [list(chain.from_iterable(map(repeat, row, widths))) for row in held]
+        return self.spread(torch.tensor(rows, dtype=dtype).to(self.of_sample.device, non_blocking=True))
 
     def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
         """Return what `make` returns of `values`, made once a call; for what no gradient flows through."""

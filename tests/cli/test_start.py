@@ -89,3 +89,13 @@ def test_a_command_is_quiet(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "peft_landermt.cli", "inspect", str(tmp_path / "x.safetensors")]
     done = subprocess.run(run, capture_output=True, text=True, cwd=root, timeout=300)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_help_tells_the_defaults_of_the_configs() -> None:
+    """The parser imports no config, so its defaults are written beside theirs."""
+    from peft_landermt import LanderConfig, LsloConfig
+    from peft_landermt.cli.method_options import LANDER_DEFAULTS, LSLO_RANK
+
+    fields = LanderConfig.__dataclass_fields__
+    assert {name: fields[name].default for name in LANDER_DEFAULTS} == LANDER_DEFAULTS
+    assert LsloConfig.__dataclass_fields__["rank"].default == LSLO_RANK

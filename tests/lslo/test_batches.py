@@ -11,6 +11,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 
 from peft_landermt.errors import LanguagePairError
 from peft_landermt.lslo import layer as layer_module
+from peft_landermt.routed.call import Team
 
 from ..conftest import PAIRS
 from ..tuner.helpers import ids, logits
@@ -180,20 +181,16 @@ def test_a_forward_makes_the_masks_of_a_batch_once(
     options: dict[str, Any], tokens: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not once a layer: on a GPU each would be a copy from the host."""
-    from peft_landermt.lslo import factors
-
     made: list[int] = []
-    original = factors._used
-    monkeypatch.setattr(factors, "_used", lambda *args: (made.append(1), original(*args))[1])
+    original = Team._find_used
+    monkeypatch.setattr(Team, "_find_used", lambda *args: (made.append(1), original(*args))[1])
     model = adapt(build("llama"), PAIRS, **options)
     logits(model, ids(length=tokens), language_pairs=PAIRS)
     assert len(made) == count and len(layers_of(model)) == 28
 
 
 def test_a_call_of_one_language_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    from peft_landermt.lslo import factors
-
-    monkeypatch.setattr(factors, "_used", None)
+    monkeypatch.setattr(Team, "_find_used", None)
     model: PeftModel = adapt(build("llama"), [*PAIRS, "fr-de"])
     for tokens in (8, 24):
         logits(model, ids(length=tokens), language_pairs=["en-de", "fr-de", "en-de"])
