@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,10 +15,7 @@ class Trained:
     """The part of [`RoutedTuner`][peft_landermt.routed.tuner.RoutedTuner] that trainers use."""
 
     active_adapters: list[str]
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """List all parameters."""
-        raise NotImplementedError
+    parameters: Callable[[], Iterator[nn.Parameter]]
 
     def _layers(self) -> list[RoutedLayer]:
         raise NotImplementedError
