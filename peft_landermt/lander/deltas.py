@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterError, ConfigError
+from ..errors import ConfigError
 from ..routed.blocks import GATES, READING, WRITING, Blocks
 from ..routed.call import Team
 from ..routed.projection import Update
 from .layout import GENERAL, INPUT_DEPENDENT, BlockLayout
+from .value_checks import check_neurons, check_ranges
 
 ROW_PER_PAIR = ("gates", "awareness_sums", "mean_gradient", "mean_token_awareness")
 """Tensors that have one row for each pair: what gates are made of. `gates` has none for pairs with gates of their
@@ -21,9 +22,6 @@ own."""
 
 OWN_GATES = "gates_"
 """What names of the learned gates of one added or composed pair begin with."""
-
-_RANGES = {"awareness_sums": (0.0, 1e38), "mean_token_awareness": (0.0, 1e38), "mean_gradient": (-1e15, 1e15)}
-"""From and to of tensors that gates are made of; within them a gate is a number."""
 
 
 def is_row_per_pair(name: str) -> bool:
@@ -262,35 +260,10 @@ class NeuronBlocks(Blocks):
     # Loading, logging, printing
 
     def check_values(self, prefix: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Check that neuron indices ascend within the FFN, that neurons are in two blocks only where `_check_owners`
-        allows it, and that what gates are made of is in the range of a neuron map."""
-        neurons: dict[str, torch.Tensor] = {}
-        for name in (name for name in self._buffers if name.endswith("_neurons")):
-            found = neurons[name.removesuffix("_neurons")] = state[f"{prefix}{name}"].long().cpu()
-            inside = bool(((found >= 0) & (found < self.layout.neurons)).all())
-            if not inside or not bool((found[1:] > found[:-1]).all()):
-                problem = f"neuron indices must ascend within 0 to {self.layout.neurons - 1}."
-                raise AdapterError(f"{prefix}{name}", found[:8].tolist(), problem)
-        self._check_owners(prefix, neurons)
-        for name, (smallest, largest) in _RANGES.items():
-            values = state.get(f"{prefix}{name}") if name in self._buffers else None
-            if values is not None and not bool(((values >= smallest) & (values <= largest)).all()):
-                raise AdapterError(f"{prefix}{name}", float(values.min()), f"must be from {smallest} to {largest}.")
-
-    def _check_owners(self, prefix: str, neurons: Mapping[str, torch.Tensor]) -> None:
-        """Check that every neuron has one owner among the general block and the languages that came with it. A neuron
-        of an added language may be general too, and of other added languages, but of none that came before all."""
-        first = {block: found for block, found in neurons.items() if block in (GENERAL, *self.layout.specific)}
-        first = {block: found for block, found in first.items() if block not in self.layout.added}
-        groups = [("a neuron in two blocks", list(first.values()))]
-        languages = [found for block, found in first.items() if block != GENERAL]
-        for added in (block for block in self.layout.specific if block in self.layout.added):
-            own = [neurons[block] for block in (added, f"{added}_general") if block in neurons]
-            groups.append((f"a neuron of {added} and of another language", [*own, *languages]))
-        for problem, blocks in groups:
-            together = torch.cat(blocks) if blocks else torch.empty(0)
-            if len(together.unique()) != len(together):
-                raise AdapterError(prefix, problem, "every neuron belongs to one block of an FFN.")
+        """Check that indices name neurons, that every neuron has one owner, and that gates can be made."""
+        indices = [name for name in self._buffers if name.endswith("_neurons")]
+        check_neurons(prefix, {name: state[f"{prefix}{name}"].long().cpu() for name in indices}, self.layout)
+        check_ranges(prefix, {name: state[f"{prefix}{name}"] for name in self._buffers if f"{prefix}{name}" in state})
 
     @torch.no_grad()
     def observe_gates(self, team: Team, opened: torch.Tensor) -> None:
