@@ -237,7 +237,7 @@ class Growth:
                 self.served(onward), self.bench.tokenizer, english, texts[1], onward, **options
             )
             pivoted[pair] = found.bleu
-        return {"test": str(test), "bleu": direct, "bleu_pivoted": pivoted}
+        return {"test": str(test), "bleu_direct": direct, "bleu_pivoted": pivoted}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..choices import ROLES
+from ..choices import CHOICES, ROLES
 from ..errors import AdapterError
 from .options import add_model_options, load_model, prompt_template, require_adapter
 from .training_options import add_training_options
@@ -33,6 +33,12 @@ def add_parser(subparsers: Any) -> None:
         choices=("pair", "specific"),
         default="pair",
         help="neurons that a block is on: general ones and the language's own, or its own alone",
+    )
+    group.add_argument(
+        "--projections",
+        choices=CHOICES["projections"],
+        default="all",
+        help="projections of these neurons that a block is on (default: %(default)s)",
     )
     group.add_argument("--attention-modules", nargs="*", choices=ROLES, default=list(ROLES), metavar="ROLE")
     group.add_argument("--attention-rank", type=int, default=4, help="(default: %(default)s)")
@@ -64,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
         corpora.pairs,
         specific_rank=options.specific_rank or None,
         tune=options.tune,
+        projections=options.projections,
         attention_modules=options.attention_modules or None,
         attention_rank=options.attention_rank,
     )

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..choices import Role
+from ..choices import Projections, Role
 from ..errors import ConfigError
 from ..language_pair import languages_of, parse_pairs
 from ..routed.schema import check_fields
-from .layout import GENERAL
+from .layout import GENERAL, Form
 
 if TYPE_CHECKING:
     from .config import LanderConfig
@@ -27,6 +27,7 @@ class Addition:
         attention_modules: Projections of attention in which each has low-rank factors; None for none.
         attention_rank: Rank of these.
         neuron_map_signature: Of the neuron map that their neurons are from.
+        projections: Projections of a neuron that their blocks are on; None: those of the adapter's first blocks.
     """
 
     languages: list[str]
@@ -35,10 +36,11 @@ class Addition:
     attention_modules: list[Role] | None
     attention_rank: int
     neuron_map_signature: str | None
+    projections: Projections | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, as a config keeps them."""
-        return asdict(self)
+        """Return the fields, as a config keeps them."""
+        return {name: value for name, value in asdict(self).items() if name != "projections" or value is not None}
 
 
 def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Sequence[str]) -> list[Addition]:
@@ -56,7 +58,7 @@ def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Seque
         raise ConfigError("additions", additions, f"names nothing; {remedy}")
     served, found = set(languages_of(parse_pairs(language_pairs))), list[Addition]()
     for values in additions:
-        if values.keys() != {item.name for item in fields(Addition)}:
+        if values.keys() | {"projections"} != {item.name for item in fields(Addition)}:
             raise ConfigError("additions", values, f"must have the fields of an addition; {remedy}")
         addition = Addition(**values)
         check_fields(addition)
@@ -116,7 +118,10 @@ def grown_layout(config: LanderConfig, counts: Mapping[str, Any]) -> dict[str, A
     return {
         "on_general": dict(counts.get("on_general", {})),
         "untuned": untuned,
-        "added": {language: addition.rank for language, addition in added.items()},
+        "added": {
+            language: Form(addition.rank, addition.projections or config.projections)
+            for language, addition in added.items()
+        },
         "own_gates": tuple(pair for pair in counts["language_pairs"] if pair in config.later_pairs),
         "trained": None if last is None else (*last.languages, *last.language_pairs),
         "attention": attention,

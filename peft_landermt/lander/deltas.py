@@ -65,7 +65,12 @@ class NeuronBlocks(Blocks):
         self.projections: Mapping[str, int] = projections
         self.output = list(projections)[-1]
         chosen = {"all": list(projections), "input": list(projections)[:-1], "output": [self.output]}
-        self.tuned_projections = chosen[layout.projections]
+        self.tuned_on = {
+            projection: tuple(
+                block for block in layout.tuned_blocks if projection in chosen[layout.form(block).projections]
+            )
+            for projection in projections
+        }
         # whole rows of the general neurons are so many that they are better added to the weight than multiplied apart
         self.folds = GENERAL in layout.tuned_blocks and layout.rank(GENERAL) is None
         self.pairs = layout.language_pairs
@@ -79,7 +84,7 @@ class NeuronBlocks(Blocks):
         for block, count in layout.on_general.items():
             self.register_buffer(f"{block}_general_neurons", torch.arange(count, dtype=torch.int32, device=device))
         for block in layout.tuned_blocks:
-            for projection in self.tuned_projections:
+            for projection in (name for name, blocks in self.tuned_on.items() if block in blocks):
                 self._add_delta(block, projection, device, dtype)
         pairs = len(layout.language_pairs)
         if layout.partitioned:
@@ -95,8 +100,8 @@ class NeuronBlocks(Blocks):
                     self.register_parameter(name, nn.Parameter(zeros))
         owners = {
             f"{block}_{projection}{factor}": block
-            for block in layout.tuned_blocks
-            for projection in self.tuned_projections
+            for projection, blocks in self.tuned_on.items()
+            for block in blocks
             for factor in ("", "_A", "_B")
         } | {f"{OWN_GATES}{pair}": pair for pair in layout.own_gates}
         self.frozen = frozenset(name for name in self._parameters if not layout.is_trained(owners.get(name, name)))
@@ -208,12 +213,10 @@ class NeuronBlocks(Blocks):
             team: Samples and their pairs.
             dtype: Type to multiply in.
         """
-        if projection not in self.tuned_projections:
-            return ()
-        parts, updates = self.projections[projection], []
+        tuned, parts, updates = self.tuned_on[projection], self.projections[projection], []
         values: dict[str, torch.Tensor] = self._parameters  # type: ignore[assignment]
         is_output = projection == self.output
-        for blocks, place, scale in team.once((parts, dtype), self._used_blocks, team, parts, dtype):
+        for blocks, place, scale in team.once((tuned, parts, dtype), self._used_blocks, tuned, team, parts, dtype):
             names = [f"{block}_{projection}" for block in blocks]
             if self.ranks[blocks[0]] is None:
                 rows = values[names[0]] if len(names) == 1 else torch.cat([values[name] for name in names])
@@ -234,11 +237,10 @@ class NeuronBlocks(Blocks):
         return tuple(updates)
 
     def _used_blocks(
-        self, team: Team, parts: int, dtype: torch.dtype
+        self, tuned: tuple[str, ...], team: Team, parts: int, dtype: torch.dtype
     ) -> list[tuple[list[str], torch.Tensor, torch.Tensor | None]]:
-        """Tuned blocks that some sample uses, those of one form together, with their rows (columns) of a projection
-        (n,) and, where samples differ, which rows or ranks each sample uses (n, 1, rows)."""
-        tuned = self.layout.tuned_blocks
+        """Of tuned blocks those that some sample uses, those of one form together, with their rows (columns) of a
+        projection (n,) and, where samples differ, which rows or ranks each sample uses (n, 1, rows)."""
         found: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
         if GENERAL in tuned:
             found.append(([GENERAL], self.places(GENERAL, parts), None))

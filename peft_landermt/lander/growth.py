@@ -14,7 +14,7 @@ from typing import Any, Literal
 from peft import PeftModel
 from safetensors import safe_open
 
-from ..choices import ROLES, Role
+from ..choices import CHOICES, ROLES, Projections, Role
 from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..language_pair import LanguagePair, languages_of, parse_pair, parse_pairs
 from ..neuron_map import NeuronMap
@@ -36,6 +36,7 @@ def add_language_pairs(
     *,
     specific_rank: int | None = 4,
     tune: Literal["pair", "specific"] = "pair",
+    projections: Projections = "all",
     attention_modules: Sequence[Role] | None = ("q", "k", "v", "o"),
     attention_rank: int = 4,
 ) -> None:
@@ -53,6 +54,8 @@ def add_language_pairs(
         specific_rank: Rank of the new languages' blocks; None for whole rows.
         tune: The neurons that a new language's block is on: `"pair"`, its specific ones and the general ones; or
             `"specific"`, its own alone.
+        projections: Which projections of these neurons: `"all"`, `"input"` or `"output"`, whatever the adapter's first
+            blocks are on.
         attention_modules: Projections of attention in which each new language has low-rank factors; None for none.
         attention_rank: Rank of these.
 
@@ -69,6 +72,8 @@ def add_language_pairs(
         raise ConfigError("modules_to_save", config.modules_to_save, remedy)
     if tune not in ("pair", "specific"):
         raise ConfigError("tune", tune, "must be 'pair' or 'specific'.")
+    if projections not in CHOICES["projections"]:
+        raise ConfigError("projections", projections, f"must be one of {', '.join(CHOICES['projections'])}.")
     found = neuron_map if isinstance(neuron_map, NeuronMap) else NeuronMap.load(neuron_map)
     pairs = parse_pairs(language_pairs)
     held = languages_of(parse_pairs(config.language_pairs or ()))
@@ -88,6 +93,7 @@ def add_language_pairs(
         attention_modules=None if attention_modules is None else sorted(set(attention_modules), key=_place),
         attention_rank=attention_rank,
         neuron_map_signature=found.signature,
+        projections=projections,
     )
     grown = copy.copy(config)
     grown.language_pairs = [*(config.language_pairs or ()), *addition.language_pairs]

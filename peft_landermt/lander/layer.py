@@ -120,7 +120,7 @@ class LanderFFN(RoutedLayer):
         dtype = blocks.dtype if states is None or states.device.type == "cpu" else states.dtype
         updates = team.kept((projection, dtype), blocks.updates, projection, team, dtype)
         if team.token_gates is not None:
-            updates = opened(updates, team.token_gates, GENERAL in layout.tuned_blocks)
+            updates = opened(updates, team.token_gates, GENERAL in blocks.tuned_on[projection])
         kind = torch.float32 if states is None else states.dtype
         if is_output:
             mask = neurons_that_take_part(blocks, team, kind) if layout.drops_neurons else None

@@ -117,6 +117,18 @@ def _check_count(name: str, value: Any, smallest: int = 0) -> None:
         raise ConfigError(name, value, "is no such count; save the adapter anew.")
 
 
+class Form(NamedTuple):
+    """Form of the deltas of a block of neurons.
+
+    Attributes:
+        rank: Of the deltas; None for whole rows.
+        projections: Which projections of a neuron have them.
+    """
+
+    rank: int | None
+    projections: Projections
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """Sizes and options of an adapter at one FFN, and at the attention beside it.
@@ -130,7 +142,7 @@ class BlockLayout:
         partitioned: Whether a neuron map tells general from specific neurons; without one all are general.
         on_general: For languages that were added later, how many general neurons their blocks are on too.
         untuned: Blocks without deltas.
-        added: Languages that were added later, and the ranks of their blocks; None for whole rows.
+        added: Languages that were added later, and the form of their blocks.
         own_gates: Pairs that were added or composed; their learned gates are tensors of their own.
         trained: Blocks that are trained, and pairs whose gates are; None for all but composed pairs'.
         attention: Roles and rank of the low-rank factors in attention, by block.
@@ -150,7 +162,7 @@ class BlockLayout:
     specific_rank: int | None = None
     on_general: Mapping[str, int] = field(default_factory=dict)
     untuned: tuple[str, ...] = ()
-    added: Mapping[str, int | None] = field(default_factory=dict)
+    added: Mapping[str, Form] = field(default_factory=dict)
     own_gates: tuple[str, ...] = ()
     trained: tuple[str, ...] | None = None
     attention: Mapping[str, tuple[tuple[Role, ...], int]] = field(default_factory=dict)
@@ -169,7 +181,12 @@ class BlockLayout:
 
     def rank(self, block: str) -> int | None:
         """Return the rank of a block's deltas; None for whole rows."""
-        return self.general_rank if block == GENERAL else self.added.get(block, self.specific_rank)
+        return self.form(block).rank
+
+    def form(self, block: str) -> Form:
+        """Return the form of a block's deltas."""
+        first = Form(self.general_rank if block == GENERAL else self.specific_rank, self.projections)
+        return self.added.get(block, first)
 
     def is_trained(self, name: str) -> bool:
         """Tell whether a block, or the gates of a pair, are trained, or stay as they were when others were added."""

@@ -52,8 +52,8 @@ def _moved(layer: RoutedLayer, adapter_name: str) -> Iterator[tuple[str, torch.T
                 yield "attention" if block == GENERAL else block, factor_b @ factor_a, moved
     elif isinstance(layer, LanderFFN):
         blocks = layer.blocks(adapter_name)
-        for name in blocks.tuned_projections:
-            for block in blocks.layout.tuned_blocks if name in weights else ():
+        for name, tuned in blocks.tuned_on.items():
+            for block in tuned if name in weights else ():
                 places = blocks.places(block, blocks.projections[name])
                 axis = 1 if name == layer.output_name else 0
                 yield block, blocks.rows(block, name), weight_rows(weights[name]).index_select(axis, places)

@@ -21,7 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     tokenizer.save_pretrained(root / "base")
     text = (files("peft_landermt") / "demo" / "corpus.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    write_packed(root / "data" / "train" / "en-de.tsv.gz", (f"{row['en']}\t{row['de']}\tdemo" for row in rows))
-    for language in ("en", "de"):
+    for language in ("de", "fr", "zh", "ar"):
+        pairs = (f"{row['en']}\t{row[language]}\tdemo" for row in rows)
+        write_packed(root / "data" / "train" / f"en-{language}.tsv.gz", pairs)
+    for language in ("en", "de", "fr", "zh", "ar"):
         write_packed(root / "data" / "flores200" / f"devtest.{language}.txt.gz", (row[language] for row in rows))
     return root

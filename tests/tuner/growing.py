@@ -59,7 +59,7 @@ def grown(name: str, **options: Any) -> PeftModel:
     """An adapter of `GROWN`."""
     model = adapted(name, **options)
     grow(model, maps(name)[1], ITALIAN)
-    grow(model, maps(name)[2], SPANISH, seed=6, tune="specific")
+    grow(model, maps(name)[2], SPANISH, seed=6, tune="specific", projections="output")
     return model
 
 

@@ -68,7 +68,7 @@ def test_old_pairs_stay_bit_for_bit(case: str, tmp_path: Path) -> None:
     grow(model, maps(name)[1], ITALIAN)
     assert same(expected, of_pairs(model, PAIRS)) and holds(saved(model), tensors)
     italian = of_pairs(model, ITALIAN)
-    grow(model, maps(name)[2], SPANISH, seed=6, tune="specific")
+    grow(model, maps(name)[2], SPANISH, seed=6, tune="specific", projections="output")
     everything = of_pairs(model, GROWN)
     assert same({**expected, **italian, "mixed": expected["mixed"]}, everything) and holds(saved(model), tensors)
     assert not everything["en-it"].equal(everything["en-es"])
@@ -108,6 +108,22 @@ def test_only_new_blocks_are_trained(form: str) -> None:
     model.train()(**{**inputs(model), "language_pairs": ["en-it", "it-en", "en-it"]}).loss.backward()
     assert all(value.grad is not None for key, value in model.named_parameters() if value.requires_grad)
     assert all(value.grad is None for value in model.parameters() if not value.requires_grad)
+
+
+@pytest.mark.parametrize("first", ["all", "input", "output"])
+@pytest.mark.parametrize("later", ["all", "input", "output"])
+def test_a_new_block_has_its_own_projections(first: str, later: str) -> None:
+    """Whatever the adapter's first blocks are on."""
+    model = adapted("Gemma 3", projections=first, specific_rank=2)
+    grow(model, maps("Gemma 3")[1], ITALIAN, projections=later)
+    names = {"all": {"gate_proj", "up_proj", "down_proj"}, "input": {"gate_proj", "up_proj"}, "output": {"down_proj"}}
+    for block, projections in {"general": first, "de": first, "it": later}.items():
+        keys = [key.rpartition(".")[2] for key in saved(model) if "mlp." in key and key.endswith("_A")]
+        found = {key.removeprefix(f"{block}_").removesuffix("_A") for key in keys if key.startswith(f"{block}_")}
+        assert found == names[projections]
+    expected = logits(model, ids(), language_pairs=["en-it"] * 3)
+    model.set_language_pair("en-it")
+    torch.testing.assert_close(logits(model.merge_and_unload(), ids()), expected, atol=2e-5, rtol=2e-5)
 
 
 def inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

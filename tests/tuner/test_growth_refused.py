@@ -115,6 +115,7 @@ REFUSED: dict[str, tuple[Callable[[PeftModel], None], type[LanderError], str]] =
     "roles": (italian(attention_modules=["x"]), ConfigError, "attention_modules"),
     "no roles": (italian(attention_modules=[]), ConfigError, "names nothing"),
     "tune": (italian(tune="general"), ConfigError, "tune='general'"),
+    "projections": (italian(projections="down"), ConfigError, "projections='down'"),
     "unknown adapter": (italian(adapter_name="x"), AdapterError, r"loaded: \['default'\]"),
     "composed without a block": (lambda m: compose_language_pair(m, "de-it"), LanguagePairError, "no block of 'it'"),
     "composed twice": (lambda m: compose_language_pair(m, "en-de"), LanguagePairError, "in the adapter already"),

@@ -1,0 +1,93 @@
+"""What growth.py found, as Markdown tables: losses of old and new pairs, and BLEU of pairs that nobody trained.
+
+python benchmarks/growth_report.py
+python benchmarks/growth_report.py --results growth.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from common import RESULTS, read_results, table
+
+RUN = ("base", "order", "rows", "epochs", "seed", "bleu", "arm", "rate")
+SETTING = RUN[:4]
+
+
+def runs_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs that came to their end: what they are, their `phases`, and what was measured at the end."""
+    runs: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        run = runs.setdefault(tuple(line[name] for name in RUN), {"phases": {}})
+        if line.get("end"):
+            run.update(line)
+        else:
+            run["phases"][line["phase"]] = line
+    return [run for run in runs.values() if run.get("end")]
+
+
+def losses(run: dict[str, Any]) -> list[Any]:
+    """A row: the first pairs' mean loss at first and at the end, then the same of the pairs of every later phase."""
+    phases = [run["phases"][number] for number in sorted(run["phases"])]
+    cells: list[Any] = []
+    for phase in phases:
+        for measured in (phase, phases[-1])[: 2 if phase is not phases[-1] else 1]:
+            cells.append(f"{fmean(measured['losses'][pair] for pair in phase['pairs']):.4f}")
+    later = phases[1]["trainable_parameters"] / 1e6 if len(phases) > 1 else ""
+    return [
+        run["arm"],
+        f"{run['rate']:g}",
+        run["seed"],
+        later,
+        *cells,
+        f"{fmean(run['losses_composed'].values()):.4f}",
+    ]
+
+
+def loss_table(runs: list[dict[str, Any]]) -> str:
+    """Mean development losses; runs of one setting, joint ones aside, which have a single phase."""
+    languages = runs[0]["order"].split()
+    header = ["arm", "rate", "seed", "trained a phase, M", "de fr, new", "de fr, end"]
+    header += [f"{languages[0]}, new", f"{languages[0]}, end", f"{languages[1]}, new", "composed"]
+    return table(header, [losses(run) for run in runs if len(run["phases"]) == 3])
+
+
+def bleu_table(runs: list[dict[str, Any]]) -> str:
+    """BLEU of composed pairs, directly and by way of English, and the mean over the others."""
+    pairs = list(runs[0]["bleu_pivoted"])
+    header = ["arm", "rate", "trained pairs", *pairs, *(f"{pair}, through English" for pair in pairs)]
+    rows = []
+    for run in runs:
+        trained = fmean(score for pair, score in run["bleu_direct"].items() if pair not in pairs)
+        direct = [run["bleu_direct"][pair] for pair in pairs]
+        rows.append([run["arm"], f"{run['rate']:g}", trained, *direct, *(run["bleu_pivoted"][pair] for pair in pairs)])
+    return table(header, rows)
+
+
+def report(lines: list[dict[str, Any]]) -> str:
+    """All tables, a heading for each setting."""
+    parts = []
+    runs = sorted(runs_of(lines), key=lambda run: [str(run[name]) for name in SETTING])
+    for setting, found in groupby(runs, key=lambda run: tuple(run[name] for name in SETTING)):
+        base, order, rows, epochs = setting
+        here = list(found)
+        parts.append(f"{Path(base).name}, then {order}, {rows} rows a direction, {epochs} epochs")
+        if any(len(run["phases"]) == 3 for run in here):
+            parts.append(loss_table(here))
+        if scored := [run for run in here if "bleu_pivoted" in run]:
+            parts.append(bleu_table(scored))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "growth.jsonl")
+    print(report(read_results(parser.parse_args().results)))
+
+
+if __name__ == "__main__":
+    main()

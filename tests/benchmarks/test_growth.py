@@ -1,0 +1,64 @@
+"""The benchmark of adapters that grow, on a tiny model, and its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .helpers import run_script
+
+ROWS = 4
+FIRST = ["en-de", "de-en", "en-fr", "fr-en"]
+
+
+def lines_of(folder: Path, *arms: str) -> list[dict[str, Any]]:
+    """What the arms' runs write; nothing is done twice."""
+    results = folder / "growth.jsonl"
+    options = ["--data", str(folder / "data"), "--model", str(folder / "base"), "--results", str(results)]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for _ in range(2):
+            sizes = ["--rows", str(ROWS), "--rates", "1e-2", "--orders", "zh ar", "--bleu", "1"]
+            run_script(monkeypatch, "growth.py", *options, *sizes, "--arms", *arms)
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["arm"] in arms]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "old_stay"),
+    [
+        ("grown r=4", True),
+        ("grown r=4, all projections", True),
+        ("LoRA, stacked r=16", True),
+        ("LoRA, one a phase", True),
+        ("LoRA, trained on, 5% replay", False),
+    ],
+)
+def test_phases(folder: Path, arm: str, old_stay: bool) -> None:
+    """Three phases and an end; where old pairs have their own weights, their losses stay to the last digit."""
+    *phases, end = lines_of(folder, arm)
+    assert [line["phase"] for line in phases] == [0, 1, 2] and end["end"]
+    assert phases[0]["pairs"] == FIRST and phases[2]["pairs"] == ["en-ar", "ar-en"]
+    for phase in phases[1:]:
+        same = [phase["losses"][pair] == phases[0]["losses"][pair] for pair in FIRST]
+        assert all(same) if old_stay else not any(same)
+    assert end["losses_composed"].keys() == end["bleu_pivoted"].keys() == {"de-fr", "fr-de", "de-zh", "zh-de"}
+
+
+@pytest.mark.slow
+def test_tables(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each arm, with what the results hold."""
+    *phases, end = lines_of(folder, "grown r=4")
+    lines_of(folder, "LoRA, joint")
+    capsys.readouterr()
+    run_script(monkeypatch, "growth_report.py", "--results", str(folder / "growth.jsonl"))
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| grown r=4 | 0.01 | 0 |"))
+    zh = sum(phases[1]["losses"][pair] for pair in ("en-zh", "zh-en")) / 2
+    assert f"| {zh:.4f} | {zh:.4f} |" in row, "new, and at the end"
+    composed = sum(end["losses_composed"].values()) / 4
+    assert row.endswith(f"| {composed:.4f} |")
+    assert "de-fr, through English" in printed and "| LoRA, joint | 0.01 |" in printed
