@@ -23,6 +23,8 @@ landermt train --config examples/configs/train.yaml --dry-run
 ```yaml
 {example}```
 """
+_USUAL = ("options", "optional arguments", "positional arguments")
+"""Groups that argparse makes itself."""
 _SHARED = 8
 """Options that as many commands have, in the same words, are listed once."""
 
@@ -45,10 +47,10 @@ def page() -> str:
             examples = command.epilog.removeprefix("example:").strip("\n").splitlines()
             parts += ["", "```", *(line.strip() for line in examples), "```"]
         for group in command._action_groups:
-            own = [row for action in group._group_actions if action.dest != "help" and (row := _row(action)) not in shared]
-            if own:
-                title = group.title if group.title not in ("options", "optional arguments", "positional arguments") else ""
-                parts += ["", *([f"**{title}**", ""] if title else []), *_table(own)]
+            rows = [_row(action) for action in group._group_actions if action.dest != "help"]
+            if own := [row for row in rows if row not in shared]:
+                named = group.title not in _USUAL
+                parts += ["", *([f"**{group.title}**", ""] if named else []), *_table(own)]
         taken = [row[0].split()[0].strip("`,") for row in map(_row, command._actions) if row in shared]
         parts += ["", f"Shared: {', '.join(f'`{flag}`' for flag in taken)}."]
     return "\n".join(parts) + "\n"
