@@ -191,7 +191,7 @@ def commands(page: str) -> list[str]:
     """Lines of a page's blocks that call `landermt`, in whatever way."""
     text = (ROOT / page).read_text(encoding="utf-8")
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
-    lines = [line for language, block in fenced if not language for line in block.splitlines()]
+    lines = [line for language, block in fenced if not language for line in block.replace("\\\n", " ").splitlines()]
     called = (re.split(r"(?:^|&& |\| )landermt |-m peft_landermt.cli ", line) for line in lines)
     return [parts[-1].partition("#")[0].partition(" < ")[0] for parts in called if len(parts) > 1]
 
