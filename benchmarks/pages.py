@@ -68,21 +68,27 @@ def runs(path: Path, wanted: Wanted) -> str:
 
 
 def directions(path: Path, wanted: Wanted) -> str:
-    """BLEU of each direction, for each run and test set, or the development loss where `measure=loss`."""
+    """BLEU by direction, for each run and test set; with `measure=loss` the development loss."""
     named = dict(wanted)
-    measure = named.pop("measure", "BLEU")
+    by_loss = named.pop("measure", "") == "loss"
     lines = select(path, named)
-    pairs = max((line["pairs"] for line in lines), key=len)
-    rows = []
+    found: list[tuple[Line, str, dict[str, Any]]] = []
     for line in lines:
-        what = f"{label(line)}, seed {line['seed']}"
-        if measure == "loss":
-            found = line.get("development_losses", {})
-            rows.append([what, *(f"{found[pair]:.3f}" if pair in found else "" for pair in pairs)])
-        for test, scores in line["scores"].items() if measure == "BLEU" else ():
-            found = {pair: row["bleu"] for pair, row in scores.items()}
-            rows.append([f"{what}, {test}", *(found.get(pair, "") for pair in pairs)])
-    return table([measure, *pairs], rows)
+        if by_loss:
+            found.append(
+                (line, "", {pair: f"{loss:.3f}" for pair, loss in line.get("development_losses", {}).items()})
+            )
+        else:
+            tests = line["scores"].items()
+            found += [(line, test, {pair: row["bleu"] for pair, row in scores.items()}) for test, scores in tests]
+    pairs = list(max((measured for *_, measured in found), key=len))
+    told = {"seed": len({line["seed"] for line in lines}) > 1, "test": len({test for _, test, _ in found}) > 1}
+    rows = []
+    for line, test, measured in found:
+        what = [label(line), *([f"on {line['pairs'][0]}"] if len(line["pairs"]) == 1 else [])]
+        what += [f"seed {line['seed']}"] * told["seed"] + [test] * told["test"]
+        rows.append([", ".join(what), *(measured.get(pair, "") for pair in pairs)])
+    return table(["development loss" if by_loss else "BLEU", *pairs], rows)
 
 
 def main_table(path: Path, wanted: Wanted) -> str:
