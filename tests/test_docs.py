@@ -278,7 +278,7 @@ def test_the_command_line_page_is_what_the_parser_says() -> None:
 def benchmark_commands(page: str) -> list[list[str]]:
     """Calls of scripts in a page's blocks, split into words."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    fenced = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S))
+    fenced = "\n".join(code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S) if not kind)
     calls = re.findall(r"^python (benchmarks/\w+\.py(?:[^\n']|'[^']*')*)$", fenced, flags=re.M)
     return [shlex.split(call, comments=True) for call in calls]
 

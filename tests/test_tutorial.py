@@ -25,8 +25,9 @@ BASES = ["a tiny base", "the demo base"]
 def script(page: str) -> str:
     """All that a page tells to run, in order, as a shell script; Python code goes to the interpreter."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(|python)\n(.*?)^```", text, flags=re.M | re.S)
-    return "\n".join(f"python - <<'CODE'\n{code}CODE" if kind else code for kind, code in blocks)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+    run = [(kind, code) for kind, code in blocks if kind in ("", "python")]
+    return "\n".join(f"python - <<'CODE'\n{code}CODE" if kind else code for kind, code in run)
 
 
 def commands(folder: Path) -> str:
