@@ -76,7 +76,7 @@ def test_the_pages_run_from_top_to_bottom(base: str, tmp_path: Path) -> None:
         assert (tmp_path / folder / "adapter_model.safetensors").is_file(), folder
     assert (tmp_path / "run" / "model-en-de" / "generation_config.json").is_file()
     if base == "the demo base":
-        assert scores["baseline"]["bleu"]["difference"] > 2, "the base copies much of its source"
+        assert scores["baseline"]["bleu"]["difference"] > 5, "the base copies much of its source"
         assert "Bahnhof" in told["docs/tutorial.md"]
 
 
