@@ -30,7 +30,8 @@ style:  ## repair lint and format
 	ruff check --fix .
 	ruff format .
 
-docs:  ## a site in build/site; needs the extra docs
+docs:  ## the page of the command line, and a site in build/site; needs the extra docs
+	python docs/site/cli_page.py
 	mkdocs build --config-file docs/site/mkdocs.yml
 
 bench:  ## needs DATA=folder with train/ and flores200/

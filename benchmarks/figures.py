@@ -9,14 +9,20 @@ from statistics import fmean
 from typing import Any
 
 
-def draw(results: dict[str, Any], folder: Path, experiments: Path) -> None:
-    """All figures for which there are results, as PNG and SVG."""
+def _pyplot() -> Any:
+    """Matplotlib without a window, and with SVG files that are the same each time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "peft_landermt"
+    return pyplot
+
+
+def draw(results: dict[str, Any], folder: Path, experiments: Path) -> None:
+    """All figures for which there are results, as PNG and SVG."""
+    pyplot = _pyplot()
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(figure: Any, name: str) -> None:
@@ -32,6 +38,35 @@ def draw(results: dict[str, Any], folder: Path, experiments: Path) -> None:
             _draw_sweep(results[experiment], pyplot, save, name, label)
     if "alone" in results:
         _draw_transfer(results["alone"], pyplot, save)
+
+
+def draw_sizes(kinds: Mapping[str, list[tuple[float, float]]], top: float, path: Path) -> None:
+    """Development loss by trained parameters, for every kind of runs; those above `top` are counted, not drawn."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for (kind, found), (marker, colour, size) in zip(kinds.items(), _MARKERS, strict=True):
+        shown = [(trained / 1e6, loss) for trained, loss in found if loss <= top]
+        axes.scatter(*zip(*shown, strict=True), marker=marker, c=colour, s=size, label=kind, alpha=0.85)
+    above = [loss for found in kinds.values() for _, loss in found if loss > top]
+    if above:
+        axes.set_title(
+            f"not shown: {len(above)} at {min(above):.2f} to {max(above):.2f}", loc="right", fontsize="small"
+        )
+    axes.set(xscale="log", xlabel="trained parameters, millions", ylabel="development loss")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small", loc="upper right")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+_MARKERS = (
+    ("o", "#1f77b4", 36),
+    ("*", "#d62728", 160),
+    ("D", "#e377c2", 36),
+    ("s", "#ff9f40", 36),
+    ("^", "#7f7f7f", 36),
+)
 
 
 def _draw_detection(measured: dict[str, Any], pyplot: Any, save: Any) -> None:

@@ -3,7 +3,9 @@ there: commands, options, targets of make, files, functions."""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import importlib.util
 import itertools
 import re
 import shlex
@@ -19,8 +21,10 @@ import transformers
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
+import peft_landermt.demo
 from peft_landermt import LanderConfig, LsloConfig, detect_neurons, split_adapter
 from peft_landermt.cli import make_parser
+from peft_landermt.cli.config_file import expand
 
 from .conftest import SENTENCES, build_model
 from .translation.test_encoder_decoders import build as build_encoder_decoder
@@ -98,6 +102,16 @@ def corpus(_tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
     return {}
 
 
+def own_text(_tokenizer: Any, _monkeypatch: pytest.MonkeyPatch) -> Names:
+    return {}
+
+
+def demo_adapters(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
+    split_adapter(adapted(tokenizer), "run/pairs")
+    monkeypatch.setattr(peft_landermt.demo, "load_demo_base", lambda: (build_model("gemma3"), tokenizer))
+    return {}
+
+
 def training(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "events")
     texts = list(zip(SENTENCES["en"], SENTENCES["de"], strict=True))
@@ -147,6 +161,8 @@ def lslo_pruning(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Names:
 
 NEEDED: dict[str, list[Callable[[Any, pytest.MonkeyPatch], Names]]] = {
     "README.md": [whole_way, loading, several_pairs, sharing],
+    "docs/tutorial.md": [own_text],
+    "docs/adapter.md": [demo_adapters],
     "docs/training.md": [corpus, training, chats],
     "docs/serving.md": [serving],
     "docs/growing.md": [adding, composing, composing],
@@ -175,25 +191,32 @@ def commands(page: str) -> list[str]:
     """Lines of a page's blocks that call `landermt`, in whatever way."""
     text = (ROOT / page).read_text(encoding="utf-8")
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
-    lines = [line for language, block in fenced if not language for line in block.splitlines()]
-    called = (re.split(r"(?:^|&& )landermt |-m peft_landermt.cli ", line) for line in lines)
+    lines = [line for language, block in fenced if not language for line in block.replace("\\\n", " ").splitlines()]
+    called = (re.split(r"(?:^|&& |\| )landermt |-m peft_landermt.cli ", line) for line in lines)
     return [parts[-1].partition("#")[0].partition(" < ")[0] for parts in called if len(parts) > 1]
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/growing.md", "docs/serving.md", "docs/lslo.md", "docs/scale.md"]
-)
-def test_commands_have_the_options_that_there_are(page: str) -> None:
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    found = next(action for action in make_parser()._actions if action.dest == "command")
+    assert isinstance(found.choices, dict)
+    return found.choices
+
+
+WITH_COMMANDS = ("tutorial", "adapter", "cli", "training", "growing", "serving", "lslo", "scale")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in WITH_COMMANDS)])
+def test_commands_have_the_options_that_there_are(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where files of options are
     found = commands(page)
     assert found
     for command in found:
-        assert make_parser().parse_args(shlex.split(command)).command == shlex.split(command)[0]
+        words = expand(shlex.split(command), subparsers())
+        assert make_parser().parse_args(words).command == words[0]
 
 
 def test_every_command_is_in_the_readme() -> None:
-    subparsers = next(action for action in make_parser()._actions if action.dest == "command")
-    assert isinstance(subparsers.choices, dict)
-    assert {shlex.split(command)[0] for command in commands("README.md")} == set(subparsers.choices)
+    assert {shlex.split(command)[0] for command in commands("README.md")} == set(subparsers())
 
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -202,7 +225,7 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_targets_that_a_page_names_are_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for name in re.findall(r"\b(?:tests|examples|peft_landermt|docs)/[\w/.]*\w", text):
+    for name in re.findall(r"\b(?:tests|examples|benchmarks|peft_landermt|docs)/[\w/.]*\w", text):
         assert (ROOT / name).exists(), name
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
     for line in re.findall(r"(?:`|^)make ([a-z ]+)", text, flags=re.M):
@@ -236,3 +259,35 @@ def test_the_readme_counts_behaviours() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"{len(BEHAVIOURS)} behaviours of PEFT and transformers, on Llama with {kinds} kinds of adapter" in text
     assert f"on {others} other architectures with two" in text
+
+
+def test_the_command_line_page_is_what_the_parser_says() -> None:
+    """`make docs` writes it."""
+    spec = importlib.util.spec_from_file_location("cli_page", ROOT / "docs" / "site" / "cli_page.py")
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    text = maker.PAGE.read_text(encoding="utf-8")
+    assert text == maker.page()
+    for name, command in subparsers().items():
+        section = re.split(rf"^## {name}$", text, flags=re.M)[1].partition("\n## ")[0]
+        flags = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        assert flags <= set(re.findall(r"`(--[\w-]+)", section)), name
+
+
+def benchmark_commands(page: str) -> list[list[str]]:
+    """Calls of scripts in a page's blocks, split into words."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fenced = "\n".join(code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S) if not kind)
+    calls = re.findall(r"^python (benchmarks/\w+\.py(?:[^\n']|'[^']*')*)$", fenced, flags=re.M)
+    return [shlex.split(call, comments=True) for call in calls]
+
+
+def test_options_of_benchmarks_are_there() -> None:
+    calls = benchmark_commands("docs/paper.md")
+    assert len(calls) > 6
+    run = (ROOT / "benchmarks" / "run.py").read_text(encoding="utf-8")
+    for script, *words in calls:
+        source = (ROOT / script).read_text(encoding="utf-8") + (run if "add_scale_options" in run else "")
+        for word in words:
+            assert not word.startswith("--") or f'"{word}"' in source, (script, word)

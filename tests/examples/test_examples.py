@@ -72,6 +72,9 @@ def test_on_the_real_base(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_example_is_tested() -> None:
+    """The notebook, and the options of a training in YAML, in tests/test_tutorial.py."""
+    assert {path.stem for path in (EXAMPLES / "configs").iterdir()} == {*OF_ACCELERATE, "train"}
+    assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["tutorial.ipynb"]
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         *WRITTEN,
         *("serve", "batching", "guard"),  # test_serve.py, test_batching.py
@@ -83,16 +86,15 @@ def test_examples_are_short() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 80
 
 
-@pytest.mark.parametrize("path", sorted((EXAMPLES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_reads_the_configs(path: Path) -> None:
-    config = load_config_from_file(str(path))
+OF_ACCELERATE = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+
+
+@pytest.mark.parametrize("name", OF_ACCELERATE)
+def test_accelerate_reads_the_configs(name: str) -> None:
+    config = load_config_from_file(str(EXAMPLES / "configs" / f"{name}.yaml"))
     assert config.num_processes == 8
-    assert (
-        str(config.distributed_type)
-        .upper()
-        .endswith({"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}[path.stem])
-    )
-    if path.stem == "fsdp2":
+    assert str(config.distributed_type).upper().endswith(OF_ACCELERATE[name])
+    if name == "fsdp2":
         assert (
             FullyShardedDataParallelPlugin(
                 fsdp_version=config.fsdp_config["fsdp_version"],
