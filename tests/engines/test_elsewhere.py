@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 ROUNDING = 1e-3
 """How far logits in float32 may be from one another; a token that wins by less is anyone's."""
 HALF = 0.03
-"""The same where llama.cpp computes in half precision: the cache of keys and values, and GELU, from a table."""
+"""The same where llama.cpp takes GELU from a table in half precision."""
 
 
 @pytest.mark.parametrize("heading", ["Transformers", "PEFT"])
@@ -37,7 +37,8 @@ def test_in_llama_cpp(workplace: Workplace) -> None:
         pytest.importorskip(name, reason=f"{name} is not installed; run make engines")
     chats = workplace.tokenizer.chat_template is None
     lines = workplace.run("llama.cpp", CHAT if chats else "")
-    assert_same(workplace, lines[:20], HALF)
+    gelu = "gelu" in getattr(workplace.model.config, "hidden_activation", "")
+    assert_same(workplace, lines[:20], HALF if gelu else ROUNDING)
     assert lines[20:] == (lines[:3] if chats else [])
 
 
