@@ -136,7 +136,7 @@ def save_lora_card(model: nn.Module, tokenizer: Any, folder: Path, language_pair
     """
     pair, load = parse_pair(language_pair), _LOAD_LORA
     if is_encoder_decoder(model):
-        start = generation_start(tokenizer, pair)
+        start: dict[str, Any] = {**generation_start(tokenizer, pair)}
         if isinstance(getattr(tokenizer, "src_lang", None), str):
             load += f"\ntokenizer.src_lang = {_quoted(language_code(tokenizer, pair.source))}"
         what = "Decoding is greedy; the code below has what the model must know of the languages."
