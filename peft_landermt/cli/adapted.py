@@ -15,8 +15,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     add_overwrite_option(parser)
 
 
-def open_adapter(options: argparse.Namespace) -> Any:
-    """Claim `--output`, and return the model with the adapter.
+def open_adapter(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Claim `--output`, and return the model with the adapter, and the tokenizer.
 
     Raises:
         AdapterError: There is none named, or it cannot be loaded.
@@ -24,7 +24,7 @@ def open_adapter(options: argparse.Namespace) -> Any:
     """
     require_adapter(options)
     claim_folder(options, ADAPTER)
-    return load_adapted_model(options)[0]
+    return load_adapted_model(options)
 
 
 def save_adapter(model: Any, options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..lander.growth import compose_language_pair
 
-    model = open_adapter(options)
+    model, _ = open_adapter(options)
     for pair in options.pairs:
         compose_language_pair(model, pair, neuron_map=options.neuron_map)
     save_adapter(model, options)

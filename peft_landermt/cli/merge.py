@@ -16,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "merge",
         help="write a plain model for one pair",
         description="Write an adapter into the weights of its base, for one language pair. The folder loads with "
-        "transformers alone, and so with vLLM, llama.cpp's converter and others that read such folders. Its weights "
-        "have the type that the base's have on disk, unless --dtype names one.",
+        "transformers alone, and so with the converters of llama.cpp and CTranslate2, and others that read such "
+        "folders. Its weights have the type that the base's have on disk, unless --dtype names one.",
         epilog="example:\n  landermt merge --adapter out --pair en-de --output model-en-de",
     )
     add_model_options(parser, adapter=True)

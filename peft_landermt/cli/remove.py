@@ -25,6 +25,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..lander.growth import remove_language_pairs
 
-    model = open_adapter(options)
+    model, _ = open_adapter(options)
     remove_language_pairs(model, options.pairs)
     save_adapter(model, options)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -110,31 +110,44 @@ def write_model_card(
     Raises:
         OSError: The card cannot be written, because the disk is full, for example; an older one is as it was.
     """
-    path = Path(folder) / "README.md"
-    ours = f"{_BEGIN}\n\n{_text(config, scores or {}, training)}\n{_END}"
     results = _results(scores or {})
+    path, text = Path(folder) / "README.md", _text(config, scores or {}, training)
+    renew_card(path, text, lambda card: _add_metadata(card, config, results))
+
+
+def renew_card(path: Path, text: str, add_metadata: Callable[[ModelCard], None]) -> None:
+    """Write our part of a card, or renew the one that an earlier call wrote; see `write_model_card`.
+
+    Args:
+        path: The card.
+        text: Our part.
+        add_metadata: Puts our metadata into the card that it is given.
+
+    Raises:
+        OSError: The card cannot be written; an older one is as it was.
+    """
     try:
-        card = _card(path, config, results)
-        card.text = _insert(card.text, ours)
+        card = _card(path, add_metadata)
+        card.text = _insert(card.text, f"{_BEGIN}\n\n{text}\n{_END}")
         content = re.sub("\r\n?", "\n", str(card))  # PEFT leaves some lines of each kind
     except Exception as error:  # of whatever kind: what a stranger wrote must not stop an adapter from being saved
-        warnings.warn(f"{path} was left as it is: it is no model card ({error!r}).", stacklevel=2)
+        warnings.warn(f"{path} was left as it is: it is no model card ({error!r}).", stacklevel=3)
         return
     with written_whole(path) as partial:
         partial.write_text(content, encoding="utf-8", newline="")
 
 
-def _card(path: Path, config: Carded, results: list[EvalResult]) -> ModelCard:
-    """The card that is at `path`, or an empty one, with an adapter's metadata."""
+def _card(path: Path, add_metadata: Callable[[ModelCard], None]) -> ModelCard:
+    """The card that is at `path`, or an empty one, with our metadata."""
     card = ModelCard.load(path) if path.exists() else ModelCard("---\n{}\n---\n")
-    _add_metadata(card, config, results)
+    add_metadata(card)
     return card
 
 
 def is_model_card(path: Path, config: Carded) -> bool:
     """Whether a file, if it is there, is a model card that an adapter's metadata can be added to."""
     try:
-        _card(path, config, [])
+        _card(path, lambda card: _add_metadata(card, config, []))
     except Exception:  # of whatever kind: what a stranger wrote may fail in many
         return not os.path.lexists(path)
     return True

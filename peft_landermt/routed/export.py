@@ -48,7 +48,8 @@ def export_lora(
 
     PEFT loads the folder without this package, and so do engines that read LoRA adapters. Every module has the rank
     that the pair uses there; where ranks differ, `rank_pattern` and `alpha_pattern` of the LoRA config name them.
-    Scaling is in A. The prompt that an adapter was trained with is not part of a LoRA adapter.
+    Scaling is in A. The prompt that an adapter was trained with is not part of a LoRA adapter; `landermt export`
+    writes it into the card.
 
     Args:
         model: A model with an adapter of this package: any LSLo adapter, or a LANDER adapter whose blocks are all
