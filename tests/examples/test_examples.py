@@ -74,7 +74,7 @@ def test_on_the_real_base(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         *WRITTEN,
-        *("serve", "batching", "guard"),  # test_serve.py, test_batching.py
+        *("serve", "batching", "guard", "demo_ui"),  # test_serve.py, test_batching.py, test_demo_ui.py
     }
 
 
