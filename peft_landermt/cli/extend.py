@@ -34,8 +34,15 @@ def add_parser(subparsers: Any) -> None:
         default="pair",
         help="neurons that a block is on: general ones and the language's own, or its own alone",
     )
-    group.add_argument("--attention-modules", nargs="*", choices=ROLES, default=list(ROLES), metavar="ROLE")
-    group.add_argument("--attention-rank", type=int, default=4, help="(default: %(default)s)")
+    group.add_argument(
+        "--attention-modules",
+        nargs="*",
+        choices=ROLES,
+        default=list(ROLES),
+        metavar="ROLE",
+        help="of q, k, v, o: where a new language has factors",
+    )
+    group.add_argument("--attention-rank", type=int, default=4, help="of these factors")
     parser.set_defaults(run=run)
 
 
