@@ -19,17 +19,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which ask
 
 import gradio as gr
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 
 from peft_landermt.demo import load_base
-from peft_landermt.errors import AdapterError, CorpusError
+from peft_landermt.errors import AdapterError, CorpusError, LanderError
 from peft_landermt.translation import translate_counted
 
 STYLE = """
-.gradio-container { max-width: 64rem !important; margin: auto !important }
+.gradio-container { width: 100%; max-width: 64rem !important; margin: auto !important }
 #load { align-self: end; margin-bottom: 0.6rem }
 .status, .problem { overflow-wrap: anywhere; padding: 0 0.3rem }
-.status { color: var(--body-text-color-subdued) }
 .problem { color: var(--error-text-color, #b91c1c) }
 """
 
@@ -58,12 +56,14 @@ class Comparison:
             config, name = PeftConfig.from_pretrained(str(path)), f"adapter_{index}"
             if model is None:
                 named = base.strip() or config.base_model_name_or_path
+                if not named:
+                    raise AdapterError("base model", base, "the adapter names none; give one.")
                 plain, self.tokenizer = load_base(named)
                 model = PeftModel.from_pretrained(plain, str(path), adapter_name=name)
             else:
                 model.load_adapter(str(path), adapter_name=name)
             for pair in getattr(config, "language_pairs", None) or []:
-                label = pair if path.name == pair else f"{pair} ({path.name})"
+                label = pair if pair not in choices else f"{pair} ({path.name})"
                 choices[label] = Choice(name, pair, config.prompt)
         if not choices:
             raise AdapterError("adapters", folder, "names no language pairs; name a LANDER or LSLO adapter.")
@@ -112,8 +112,9 @@ def make_page(adapters: str, base: str) -> gr.Blocks:
         def run(*values: Any) -> Any:
             try:
                 return action(*values)
-            except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # as the command line does
-                return *failed, told(str(error), "problem")
+            except Exception as error:  # of whatever kind: what strangers wrote may fail in many
+                kind = "" if isinstance(error, LanderError) else f"{type(error).__name__}: "
+                return *failed, told(f"{kind}{error}", "problem")
 
         return run
 
@@ -124,28 +125,24 @@ def make_page(adapters: str, base: str) -> gr.Blocks:
     with gr.Blocks(title="peft_landermt", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# Base and adapter, side by side\nA direction, a sentence, and what the adapter changes.")
         with gr.Row():
-            folder = gr.Textbox(adapters, label="Adapters", max_lines=1, placeholder="a folder", scale=3)
-            named = gr.Textbox(base, label="Base model", max_lines=1, placeholder="the one they name", scale=3)
+            line = {"max_lines": 1, "min_width": 280, "scale": 3}
+            folder = gr.Textbox(adapters, label="Adapters", placeholder="a folder", **line)
+            named = gr.Textbox(base, label="Base model", placeholder="the one they name", **line)
             load = gr.Button("Load", scale=1, min_width=90, elem_id="load")
         with gr.Row():
-            text = gr.Textbox(label="Text", placeholder="one sentence a line", lines=3, scale=6, autofocus=True)
+            text = gr.Textbox(label="Text", placeholder="one sentence a line", lines=3, min_width=280, scale=6)
             pair = gr.Dropdown(choices=[], label="Language pair", scale=1, min_width=170)
         go = gr.Button("Translate", variant="primary")
         status = gr.HTML(told(""))
         with gr.Row(equal_height=True):
             before, after = (
-                gr.Textbox(label=label, lines=3, interactive=False)
+                gr.Textbox(label=label, lines=3, min_width=280, interactive=False)
                 for label in ("Base's translation", "Adapter's translation")
             )
         one = {"concurrency_id": "model", "concurrency_limit": 1}  # one model: a load waits for a translation
-        gr.on(
-            [load.click, folder.submit, named.submit],
-            guarded(comparison.load, (nothing,)),
-            [folder, named],
-            [pair, status],
-            **one,
-        )
-        gr.on([go.click], guarded(comparison.translate, ("", "")), [text, pair], [before, after, status], **one)
+        asked = [load.click, folder.submit, named.submit]
+        gr.on(asked, guarded(comparison.load, (nothing,)), [folder, named], [pair, status], **one)
+        go.click(guarded(comparison.translate, ("", "")), [text, pair], [before, after, status], **one)
         if adapters:
             page.load(guarded(opened, (nothing,)), [folder, named], [pair, status], **one)
     return page
@@ -153,8 +150,9 @@ def make_page(adapters: str, base: str) -> gr.Blocks:
 
 def show(page: gr.Blocks, port: int | None, **options: Any) -> str:
     """Serve the page to this machine until it is interrupted, and return its address."""
-    look = {"theme": gr.themes.Default(primary_hue="indigo"), "css": STYLE, "footer_links": []}
-    return page.launch(server_name="127.0.0.1", server_port=port, share=False, **look, **options)[1]
+    theme = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"])
+    place = {"server_name": "127.0.0.1", "server_port": port, "share": False}
+    return page.launch(theme=theme, css=STYLE, footer_links=[], **place, **options)[1]
 
 
 def main() -> None:

@@ -48,6 +48,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
     shutil.copytree(folder / "pairs" / "en-de", folder / "damaged")
     (folder / "damaged" / "adapter_model.safetensors").write_bytes(b"0" * 99)
     (folder / "<b>none").mkdir()
+    for name, config in {
+        "empty": "{}",
+        "no-object": "[]",
+        "unknown": '{"peft_type": "NEWER"}',
+        "no-json": "{",
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "adapter_config.json").write_text(config, encoding="utf-8")
     return folder
 
 
@@ -116,6 +124,7 @@ def test_translations_are_those_of_translate(
         ("lora", "base", "names no language pairs; name a LANDER or LSLO adapter."),
         ("damaged", "base", "damaged"),
         ("pairs", "no-base", "no-base"),
+        *((name, "base", "Error") for name in ("empty", "no-object", "unknown", "no-json")),
     ],
 )
 def test_what_cannot_be_loaded_is_told(page: Any, made: Path, adapters: str, base: str, problem: str) -> None:
