@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 
-.PHONY: test versions fuzz behaviours quality style slow bench docs
+.PHONY: test versions fuzz behaviours quality style slow walk bench docs
 
 test:  ## what CI runs
 	pytest -n auto
@@ -14,6 +14,9 @@ versions:  ## the tests on the lowest, middle and highest versions that are supp
 
 slow:  ## tests on the real base model, and all other slow ones
 	OMP_NUM_THREADS=$$(nproc) pytest -m "slow or not slow" --timeout 0
+
+walk:  ## from a base to models that run without this package; MODEL=FILE.gguf for another base
+	sh examples/walk.sh $(or $(MODEL),demo) build/walk
 
 fuzz:  ## an hour of damaged files and other inputs, with counts; MINUTES=5 for less
 	LANDERMT_FUZZ_MINUTES=$(or $(MINUTES),60) OMP_NUM_THREADS=1 pytest tests/fuzz -n auto --dist worksteal --timeout 0
