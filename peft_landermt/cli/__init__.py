@@ -44,6 +44,17 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))  # it repeats what it was given
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines, and every option tells its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        meaning, usual = action.help, action.default
+        if not meaning or "default" in meaning or action.nargs == 0 or usual in (None, [], argparse.SUPPRESS):
+            return meaning
+        told = " ".join(map(str, usual)) if isinstance(usual, list) else str(usual)
+        return f"{meaning} (default: {told.replace('%', '%%')})"
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser with all subcommands."""
     parser = _Parser(prog="landermt", description="Adapt language models to translation, one language pair at a time.")
@@ -54,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(subparsers)
     for subparser in subparsers.choices.values():
-        subparser.formatter_class = argparse.RawDescriptionHelpFormatter  # examples keep their lines
+        subparser.formatter_class = _Help
         subparser.add_argument("--config", metavar="FILE", help="YAML file with options, by the names of the flags")
     return parser
 

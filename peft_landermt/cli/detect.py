@@ -44,16 +44,26 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--general-ratio", type=float, default=0.9, help="share of language-general neurons (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8, help="sentences of a forward pass")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
-    parser.add_argument("--activation-statistic", choices=get_args(ActivationStatistic), default="mean")
+    parser.add_argument(
+        "--activation-statistic",
+        choices=get_args(ActivationStatistic),
+        default="mean",
+        help="what a layer's activation is: the mean of its neurons', or of their absolute values",
+    )
     parser.add_argument(
         "--layer-statistic",
         choices=get_args(LayerStatistic),
         default="activation",
         help="what layers are chosen by; gradient: also which parts of the model matter (default: %(default)s)",
     )
-    parser.add_argument("--no-normalize-awareness", dest="normalize_awareness", action="store_false")
+    parser.add_argument(
+        "--no-normalize-awareness",
+        dest="normalize_awareness",
+        action="store_false",
+        help="compare awareness between languages as it is, as in the paper; otherwise each has a sum of 1 in a layer",
+    )
     parser.add_argument(
         "--ffn-layout",
         type=json.loads,

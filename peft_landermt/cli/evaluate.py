@@ -39,8 +39,8 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser, adapter=True)
     add_data_options(parser)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=16, help="sentences of a call of generate")
+    parser.add_argument("--num-beams", type=int, default=1, help="beams of the search; 1: greedy")
     parser.add_argument("--limit", type=int, help="score only this many sentences of each corpus")
     parser.add_argument("--output", help="JSON file for scores, signatures and translations")
     parser.add_argument(

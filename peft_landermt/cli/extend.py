@@ -38,10 +38,17 @@ def add_parser(subparsers: Any) -> None:
         "--projections",
         choices=CHOICES["projections"],
         default="all",
-        help="projections of these neurons that a block is on (default: %(default)s)",
+        help="projections of these neurons that a block is on",
     )
-    group.add_argument("--attention-modules", nargs="*", choices=ROLES, default=list(ROLES), metavar="ROLE")
-    group.add_argument("--attention-rank", type=int, default=4, help="(default: %(default)s)")
+    group.add_argument(
+        "--attention-modules",
+        nargs="*",
+        choices=ROLES,
+        default=list(ROLES),
+        metavar="ROLE",
+        help="of q, k, v, o: where a new language has factors",
+    )
+    group.add_argument("--attention-rank", type=int, default=4, help="of these factors")
     parser.set_defaults(run=run)
 
 

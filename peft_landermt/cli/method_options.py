@@ -33,7 +33,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     """Add `--method`, and the options of all methods; what is not given is None."""
     parser.add_argument(
         "--method",
-        choices=METHODS,
+        choices=list(METHODS),  # completion looks for a first one
         default="lander",
         help="lander: neurons of the pair's languages; lslo: low-rank factors of each language; lora: PEFT's LoRA on "
         "all linear layers, shared by all pairs (default: %(default)s)",

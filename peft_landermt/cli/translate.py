@@ -24,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser, adapter=True)
     parser.add_argument("--pair", required=True, help="direction, such as en-de")
     parser.add_argument("--input", help="text file, one sentence a line (default: standard input)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=16, help="sentences of a call of generate")
+    parser.add_argument("--num-beams", type=int, default=1, help="beams of the search; 1: greedy")
     add_prompt_options(parser)
     parser.set_defaults(run=run)
 

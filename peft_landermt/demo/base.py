@@ -86,14 +86,27 @@ def load_gguf(
     """Load a causal language model and its tokenizer from a GGUF file; its weights are unpacked to `dtype`."""
     folder, gguf_file = os.path.split(os.path.abspath(path))
     options: dict[str, Any] = {"gguf_file": gguf_file, "dtype": dtype}
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
     try:
         from transformers import GgufConfig
     except ImportError:
-        pass  # before GgufConfig, transformers always unpacked GGUF weights
+        # before GgufConfig, transformers always unpacked GGUF weights, and ended Llama's texts with their first token
+        _take_ends(tokenizer, path)
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device), tokenizer
+
+
+def _take_ends(tokenizer: Any, path: str | os.PathLike[str]) -> None:
+    """Give a tokenizer the first and last token of a text that its GGUF file names."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    for name in ("bos", "eos"):
+        field = reader.get_field(f"tokenizer.ggml.{name}_token_id")
+        if field is not None:
+            token = tokenizer.convert_ids_to_tokens(int(field.parts[field.data[0]][0]))
+            setattr(tokenizer, f"{name}_token", token)
 
 
 def load_demo_base(dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:

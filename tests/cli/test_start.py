@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("usage: landermt") and all(command in said.out for command in COMMANDS)
     assert said.err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is_and_its_default(command: str) -> None:
+    formatter = COMMANDS[command]._get_formatter()
+    for action in COMMANDS[command]._actions:
+        assert action.help, action.option_strings
+        if action.default not in (None, [], argparse.SUPPRESS) and action.nargs != 0:
+            assert "default" in formatter._expand_help(action), action.option_strings
+    assert "%" not in COMMANDS[command].format_help()
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_every_example_is_tested() -> None:
     assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["tutorial.ipynb"]
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         *WRITTEN,
-        *("serve", "batching", "guard"),  # test_serve.py, test_batching.py
+        *("serve", "batching", "guard", "demo_ui"),  # test_serve.py, test_batching.py, test_demo_ui.py
     }
 
 
