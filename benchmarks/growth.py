@@ -73,16 +73,16 @@ class Arm:
 
 
 ARMS = {
-    "grown r=4": Arm("grow", 1e-3, (1e-3, 5e-4, 2e-3), {}, first=LANDER),
+    "grown r=4": Arm("grow", rates=(5e-4, 1e-3), first=LANDER),
+    "grown r=4, output projections": Arm("grow", 1e-3, (1e-3, 5e-4), {"projections": "output"}, first=LANDER),
     "grown r=8, v o": Arm(
         "grow",
-        1e-3,
-        (1e-3, 5e-4, 2e-3),
-        {"specific_rank": 8, "attention_rank": 8, "attention_modules": ["v", "o"]},
+        rates=(5e-4, 1e-3),
+        options={"specific_rank": 8, "attention_rank": 8, "attention_modules": ["v", "o"]},
         first=LANDER,
     ),
-    "grown r=4, specific neurons": Arm("grow", 1e-3, (1e-3,), {"tune": "specific"}, first=LANDER),
-    "grown r=4, all projections": Arm("grow", 1e-3, (1e-3, 5e-4), {}, first={**LANDER, "projections": "all"}),
+    "grown r=4, specific neurons": Arm("grow", options={"tune": "specific"}, first=LANDER),
+    "grown r=4, all projections at first": Arm("grow", rates=(5e-4, 1e-3), first={**LANDER, "projections": "all"}),
     "LoRA, trained on": Arm("train on", rates=(5e-4, 1e-4)),
     "LoRA, trained on, 5% replay": Arm("train on", rates=(5e-4, 1e-4), replay=0.05),
     "LoRA, one a phase": Arm("anew"),

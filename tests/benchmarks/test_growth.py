@@ -31,7 +31,7 @@ def lines_of(folder: Path, *arms: str) -> list[dict[str, Any]]:
     ("arm", "old_stay"),
     [
         ("grown r=4", True),
-        ("grown r=4, all projections", True),
+        ("grown r=4, all projections at first", True),
         ("LoRA, stacked r=16", True),
         ("LoRA, one a phase", True),
         ("LoRA, trained on, 5% replay", False),
