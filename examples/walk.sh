@@ -51,12 +51,12 @@ landermt merge --adapter "$out/pairs/en-de" --dtype float32 --output "$out/model
 landermt export --adapter "$out/pairs/en-de" --dtype float32 --output "$out/lora-en-de"
 
 echo "== elsewhere: the code of the merged model's card, where this package cannot be imported =="
-sed -n '/^```python$/,/^```$/p' "$out/model-en-de/README.md" | sed '/^```/d' > "$out/card.py"
+code() { sed -n '/^```python$/,/^```$/p' "$1/README.md" | sed '/^```/d'; }
 without="import runpy, sys; sys.modules['peft_landermt'] = None; runpy.run_path(sys.argv[1])"
-sed "s|path/to/this/model|$out/model-en-de|" "$out/card.py" > "$out/plain.py"
+code "$out/model-en-de" | sed "s|path/to/this/model|$out/model-en-de|" > "$out/plain.py"
 python -c "$without" "$out/plain.py" > "$out/merged.txt"
 
-echo "== the same code with PEFT's LoRA, on the base as a plain folder =="
+echo "== the code of the LoRA adapter's card, on the base as a plain folder =="
 python - "$model" "$out/base" <<'END'
 import sys
 
@@ -65,8 +65,7 @@ from peft_landermt.demo import load_base
 for part in load_base(sys.argv[1]):
     part.save_pretrained(sys.argv[2])
 END
-lora="import peft; model = peft.PeftModel.from_pretrained(model, '$out/lora-en-de')"
-sed "s|path/to/this/model|$out/base|; s|^tokenizer = |$lora; tokenizer = |" "$out/card.py" > "$out/lora.py"
+code "$out/lora-en-de" | sed "s|path/to/the/base/model|$out/base|; s|path/to/this/adapter|$out/lora-en-de|" > "$out/lora.py"
 python -c "$without" "$out/lora.py" > "$out/lora.txt"
 
 echo "== en-de of 'Good morning.': the adapter, the merged model, the LoRA adapter =="

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from peft_landermt.cli import make_parser
+from peft_landermt.cli import Help, make_parser
 
 PAGE = Path(__file__).parents[1] / "cli.md"
 INTRODUCTION = """# Command line
@@ -73,11 +73,7 @@ def _row(action: argparse.Action) -> tuple[str, str]:
         value += {"+": " ...", "*": " ..."}.get(str(action.nargs), "")
     shown = [f"{option} {value}".strip() for option in action.option_strings] or [value]
     known = {**vars(action), "prog": "landermt"}
-    meaning = (action.help or "") % known
-    usual = action.default
-    if not (usual is None or usual == [] or action.nargs == 0 or "default" in meaning):
-        usual = " ".join(usual) if isinstance(usual, list) else usual
-        meaning = f"{meaning} (default: {usual})".strip()
+    meaning = (Help("landermt")._get_help_string(action) or "") % known
     if action.required and action.option_strings:
         meaning = f"{meaning} (required)".strip()
     return ", ".join(f"`{each}`" for each in shown).replace("|", "\\|"), meaning.replace("|", "\\|")

@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))  # it repeats what it was given
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+class Help(argparse.RawDescriptionHelpFormatter):
     """Examples keep their lines, and every option tells its default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(subparsers)
     for subparser in subparsers.choices.values():
-        subparser.formatter_class = _Help
+        subparser.formatter_class = Help
         subparser.add_argument("--config", metavar="FILE", help="YAML file with options, by the names of the flags")
     return parser
 
