@@ -262,7 +262,8 @@ def main() -> None:
         for rate in args.rates or arm.rates:
             for order in args.orders if arm.way != "joint" else args.orders[:1]:
                 key = {
-                    **{"experiment": "growth", "arm": name, "rate": rate, "order": order, "base": bench.name},
+                    **{"experiment": "growth", "arm": name, "rate": rate, "order": order},
+                    **{"model": Path(args.model).name, "dtype": args.dtype},
                     **{option: getattr(args, option) for option in ("rows", "epochs", "seed", "bleu")},
                 }
                 if any(line.get("end") and key.items() <= line.items() for line in done):

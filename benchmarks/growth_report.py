@@ -14,8 +14,8 @@ from typing import Any
 
 from common import RESULTS, read_results, table
 
-RUN = ("base", "order", "rows", "epochs", "seed", "bleu", "arm", "rate")
-SETTING = RUN[:4]
+RUN = ("model", "dtype", "order", "rows", "epochs", "seed", "bleu", "arm", "rate")
+SETTING = RUN[:5]
 
 
 def runs_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,9 +73,9 @@ def report(lines: list[dict[str, Any]]) -> str:
     parts = []
     runs = sorted(runs_of(lines), key=lambda run: [str(run[name]) for name in SETTING])
     for setting, found in groupby(runs, key=lambda run: tuple(run[name] for name in SETTING)):
-        base, order, rows, epochs = setting
+        model, dtype, order, rows, epochs = setting
         here = list(found)
-        parts.append(f"{Path(base).name}, then {order}, {rows} rows a direction, {epochs} epochs")
+        parts.append(f"{model}, {dtype}, then {order}, {rows} rows a direction, {epochs} epochs")
         if any(len(run["phases"]) == 3 for run in here):
             parts.append(loss_table(here))
         if scored := [run for run in here if "bleu_pivoted" in run]:

@@ -19,7 +19,8 @@ from statistics import fmean
 from typing import Any
 
 import figures
-from common import RESULTS, table
+from common import RESULTS, read_results, table
+from growth_report import loss_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -156,11 +157,18 @@ def stability(path: Path, wanted: Wanted) -> str:
     return table(["layer", *(name.replace("_", " ") for name in names)], rows)
 
 
+def growth(path: Path, wanted: Wanted) -> str:
+    """Losses of old and new pairs of adapters that grow."""
+    lines = [line for line in read_results(path) if all(str(line[name]) == value for name, value in wanted.items())]
+    return loss_table(runs_of(lines))
+
+
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "runs": runs,
     "directions": directions,
     "main table": main_table,
     "interference": interference,
+    "growth": growth,
     "quickstart": quickstart,
     "stability": stability,
 }
