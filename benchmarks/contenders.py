@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from adapters import adapt
 from common import PAPER
+from peft import get_peft_model
 from random_base import SHAPES, load_random
 from runs import Run
 from torch import nn
 
-from peft_landermt import NeuronMap, detect_neurons
+from peft_landermt import LanderConfig, NeuronMap, add_language_pairs, compose_language_pair, detect_neurons
 from peft_landermt.demo import load_base, load_demo_corpus
 
 LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
 PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-en")]
-
+OLD, ADDED, COMPOSED = PAIRS[:4], ["en-zh", "zh-en"], "de-zh"
+"""Pairs of an adapter that grew."""
 
 FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": 16}}
 CONTENDERS = {
@@ -86,6 +88,21 @@ class Bench:
         run = CONTENDERS[name]
         own_weights = own_weights or run.method == "full"
         return self.adapt(run, copy.deepcopy(self.base) if own_weights else self.view())
+
+    def grown(self) -> Any:
+        """An adapter of `OLD` to which `ADDED` were added and `COMPOSED` was composed."""
+        base, options = self.view(), {"num_layers": self.num_layers, "progress": False}
+
+        def detect(languages: list[str], pairs: list[str], **more: Any) -> NeuronMap:
+            sentences = {language: self.sentences[language] for language in languages}
+            return detect_neurons(base, self.tokenizer, sentences, pairs, **options, **more)
+
+        first = detect(LANGUAGES[:3], OLD)
+        bigger = detect(["en", "zh"], ADDED, extends=first)
+        model = get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=first))
+        add_language_pairs(model, bigger, ADDED)
+        compose_language_pair(model, COMPOSED)
+        return model
 
     def view(self) -> Any:
         """A model with modules of its own and the base's weights."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from common import interleave, memory_now, memory_peak
-from contenders import CONTENDERS, FORMS, PAIRS, Bench, spread_over
+from contenders import ADDED, COMPOSED, CONTENDERS, FORMS, OLD, PAIRS, Bench, spread_over
 from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter as peft_hotswap_adapter
 from random_base import SHAPES
@@ -174,6 +174,21 @@ def mixed(bench: Bench) -> Measures:
     return {"forward_seconds": interleave(calls, bench.repeats, bench.device)}
 
 
+def grown(bench: Bench) -> Measures:
+    """Forward of a batch through an adapter that grew: rows of one pair, and of old, new and composed ones."""
+    rows, model = 4 * bench.args.batch_size, bench.grown().eval()
+    batch = bench.make_batch(rows)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    kinds = {
+        "one old pair": OLD[:1],
+        "one new pair": ADDED[:1],
+        "old pairs": OLD,
+        "old, new and composed pairs": [*OLD, *ADDED, COMPOSED],
+    }
+    calls = {kind: partial(model, **inputs, language_pairs=spread_over(pairs, rows)) for kind, pairs in kinds.items()}
+    return {"forward_seconds": interleave(calls, bench.repeats, bench.device)}
+
+
 def adapters(bench: Bench) -> Measures:
     """Switching, loading and exchanging pair adapters, and the size of their files."""
     switch, load, swap, undo = {}, {}, {}, {}
@@ -280,6 +295,7 @@ SECTIONS: dict[str, Callable[[Bench], Measures]] = {
     "memory": memory,
     "inference": inference,
     "mixed": mixed,
+    "grown": grown,
     "adapters": adapters,
     "detection": detection,
 }

@@ -26,6 +26,7 @@ class Target(NamedTuple):
 
 
 STEP, MIXED, FORWARD = "training step_seconds", "mixed forward_seconds", "inference forward_seconds"
+GROWN, ALL = "grown forward_seconds", "old, new and composed pairs"
 SWITCH, LOAD = "adapters set_adapter_seconds", "adapters load_seconds"
 MEMORY, DETECT = "memory peak_bytes", "detection detection_seconds"
 FOR_EACH_FORM = (
@@ -48,6 +49,8 @@ FOR_ONE_FORM = (
     Target("training step beside LoRA, 10 pairs: general_rank=16", STEP, "lander-r16-10", "lora", "at most", 0.8),
     Target("peak memory beside LoRA, 1 pair: general_rank=16", MEMORY, "lander-r16-1", "lora", "at most", 1),
     Target("peak memory beside LoRA, 10 pairs: general_rank=16", MEMORY, "lander-r16-10", "lora", "at most", 1),
+    Target("forward of old, new and composed pairs beside one old pair", GROWN, ALL, "one old pair", "at most", 1.1),
+    Target("forward of old, new and composed pairs beside one new pair", GROWN, ALL, "one new pair", "at most", 1.1),
     *(
         Target(
             f"detection beside one pass over the same tokens, {weights}",

@@ -56,7 +56,7 @@ def test_speed(tmp_path: Path) -> None:
     """Sections are measured and shown, and growth along an axis."""
     options = ["--shape", "tiny", "--dtype", "float32", "--repeats", "1", "--output", str(tmp_path / "speed.jsonl")]
     neuron_map = tmp_path / "map.safetensors"
-    sections = ["training", "mixed", "adapters"]
+    sections = ["training", "mixed", "grown", "adapters"]
     printed = run("speed.py", *options, "--sentences", "2", "--neuron-map", str(neuron_map), "--only", *sections)
     assert len(NeuronMap.load(neuron_map).language_pairs) == 10, "kept, for a run in another type"
     lines = (tmp_path / "speed.jsonl").read_text().splitlines()
