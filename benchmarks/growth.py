@@ -232,7 +232,7 @@ class Growth:
             options = {"batch_size": 30}
             english = translate(self.served(f"{source}-en"), self.bench.tokenizer, texts[0], f"{source}-en", **options)
             onward = f"en-{target}"
-            english = [line or "." for line in english]
+            english = [line[: self.args.longest] or "." for line in english]
             found = evaluate_translation(
                 self.served(onward), self.bench.tokenizer, english, texts[1], onward, **options
             )
@@ -253,6 +253,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bleu", type=int, default=0, help="FLORES lines to translate at the end (default: none)")
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=600,
+        help="letters of an English translation that is translated on; longer ones go round in circles",
+    )
     parser.add_argument("--results", type=Path, help="JSON lines; what it holds is not done again")
     args = parser.parse_args()
     bench = Workbench(args.data, args.model, args.dtype, args.device)
