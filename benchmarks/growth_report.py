@@ -35,7 +35,7 @@ def losses(run: dict[str, Any]) -> list[Any]:
     phases = [run["phases"][number] for number in sorted(run["phases"])]
     cells: list[Any] = []
     for phase in phases:
-        for measured in (phase, phases[-1])[: 2 if phase is not phases[-1] else 1]:
+        for measured in [phase] if phase is phases[-1] else [phase, phases[-1]]:
             cells.append(f"{fmean(measured['losses'][pair] for pair in phase['pairs']):.4f}")
     later = phases[1]["trainable_parameters"] / 1e6 if len(phases) > 1 else ""
     return [

@@ -158,11 +158,15 @@ def save_ten(bench: Bench, name: str, output: Path) -> dict[str, Path]:
 
 
 @torch.no_grad()
+def _forward_inputs(bench: Bench, rows: int) -> dict[str, Any]:
+    batch = bench.make_batch(rows)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+
+
 def mixed(bench: Bench) -> Measures:
     """Forward of a batch whose rows come from 1, 2, 5 and 10 pairs."""
     rows = 4 * bench.args.batch_size
-    batch = bench.make_batch(rows)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    inputs = _forward_inputs(bench, rows)
     models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in FORMS}}
     calls = {"base": lambda: models["base"](**inputs)}
     with tempfile.TemporaryDirectory() as folder:
@@ -177,8 +181,7 @@ def mixed(bench: Bench) -> Measures:
 def grown(bench: Bench) -> Measures:
     """Forward of a batch through an adapter that grew: rows of one pair, and of old, new and composed ones."""
     rows, model = 4 * bench.args.batch_size, bench.grown().eval()
-    batch = bench.make_batch(rows)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    inputs = _forward_inputs(bench, rows)
     kinds = {
         "one old pair": OLD[:1],
         "one new pair": ADDED[:1],

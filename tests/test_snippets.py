@@ -177,10 +177,13 @@ def _chatting(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.mark.parametrize(
+with_every_prompt = pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=[] if kind in ("the usual one", "a chat") else pytest.mark.slow) for kind in PROMPTS],
 )
+
+
+@with_every_prompt
 def test_the_code_of_a_merged_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It translates as this package does, by transformers alone; so does the chat template that it is given."""
     make, template = PROMPTS[kind]
@@ -225,10 +228,7 @@ def exported(base: str, folder: Path, prompt: str | None = None) -> tuple[Path, 
     return folder / "lora", PeftModel.from_pretrained(load_base(base)[0], str(adapter))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[] if kind in ("the usual one", "a chat") else pytest.mark.slow) for kind in PROMPTS],
-)
+@with_every_prompt
 def test_the_code_of_an_exported_adapter(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It translates as this package does, by PEFT alone; another pair's card takes its place, the owner's text not."""
     make, template = PROMPTS[kind]

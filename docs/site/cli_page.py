@@ -72,8 +72,7 @@ def _row(action: argparse.Action) -> tuple[str, str]:
         value = str(name or action.dest.upper())
         value += {"+": " ...", "*": " ..."}.get(str(action.nargs), "")
     shown = [f"{option} {value}".strip() for option in action.option_strings] or [value]
-    known = {**vars(action), "prog": "landermt"}
-    meaning = (Help("landermt")._get_help_string(action) or "") % known
+    meaning = Help("landermt")._expand_help(action) if action.help else ""
     if action.required and action.option_strings:
         meaning = f"{meaning} (required)".strip()
     return ", ".join(f"`{each}`" for each in shown).replace("|", "\\|"), meaning.replace("|", "\\|")

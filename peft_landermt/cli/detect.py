@@ -40,12 +40,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--pairs", nargs="+", required=True, help="directions, such as en-de de-en")
     parser.add_argument("--output", required=True, help="neuron map to write, such as map.safetensors")
     add_overwrite_option(parser)
-    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair (default: %(default)s)")
-    parser.add_argument(
-        "--general-ratio", type=float, default=0.9, help="share of language-general neurons (default: %(default)s)"
-    )
+    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair")
+    parser.add_argument("--general-ratio", type=float, default=0.9, help="share of language-general neurons")
     parser.add_argument("--batch-size", type=int, default=8, help="sentences of a forward pass")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence")
     parser.add_argument(
         "--activation-statistic",
         choices=get_args(ActivationStatistic),
@@ -56,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
         "--layer-statistic",
         choices=get_args(LayerStatistic),
         default="activation",
-        help="what layers are chosen by; gradient: also which parts of the model matter (default: %(default)s)",
+        help="what layers are chosen by; gradient: also which parts of the model matter",
     )
     parser.add_argument(
         "--no-normalize-awareness",

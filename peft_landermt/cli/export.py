@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     model, tokenizer = open_adapter(options)
     folder = export_lora(model, options.output, options.pair)
-    config = model.peft_config["default"]
-    pairs = [options.pair] if options.pair else config.language_pairs or []
-    if len(pairs) == 1:
-        save_lora_card(model.get_base_model(), tokenizer, folder, pairs[0], config.prompt)
+    pair = options.pair or model.base_model.routing.pair_of("default")
+    if pair is not None:
+        save_lora_card(model.get_base_model(), tokenizer, folder, pair, model.peft_config["default"].prompt)
     print(f"written: {folder}")

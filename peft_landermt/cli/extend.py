@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     add_training_options(parser, "must be the one that the adapter was trained with, which is the default")
     parser.add_argument("--neuron-map", required=True, help="from landermt detect --extends the adapter's own map")
     group = parser.add_argument_group("new languages")
-    group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows (default: %(default)s)")
+    group.add_argument("--specific-rank", type=int, default=4, help="0: whole rows")
     group.add_argument(
         "--tune",
         choices=("pair", "specific"),

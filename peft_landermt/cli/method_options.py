@@ -36,7 +36,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         choices=list(METHODS),  # completion looks for a first one
         default="lander",
         help="lander: neurons of the pair's languages; lslo: low-rank factors of each language; lora: PEFT's LoRA on "
-        "all linear layers, shared by all pairs (default: %(default)s)",
+        "all linear layers, shared by all pairs",
     )
     parser.add_argument("--neuron-map", help="from landermt detect; without it all neurons of all FFNs are tuned")
     group = parser.add_argument_group("--method lander")

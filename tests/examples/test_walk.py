@@ -6,11 +6,11 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..test_tutorial import commands
 from .test_examples import EXAMPLES
 
 ROOT = EXAMPLES.parent
@@ -30,15 +30,7 @@ def smollm2() -> str:
 def test_walk(tmp_path: Path) -> None:
     """The adapter translates better than its base, and as the merged model and the LoRA adapter do without us."""
     model = smollm2()
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, arguments in {
-        "python": "",
-        "landermt": "-m peft_landermt.cli",
-    }.items():  # also where it is not installed
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        (commands / name).chmod(0o755)
-    paths = {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    paths = {"PATH": commands(tmp_path / "bin"), "PYTHONPATH": str(ROOT)}  # also where nothing is installed
     environment = {**os.environ, **paths, "HF_HUB_OFFLINE": "1"}
     out = tmp_path / "out of the walk"
     done = subprocess.run(
