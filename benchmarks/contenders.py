@@ -48,7 +48,7 @@ class Bench:
                 shape_options["num_hidden_layers"] = args.layers
             self.base, self.tokenizer = load_random(args.shape, args.dtype, args.device, **shape_options)
         else:
-            self.base, self.tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
+            self.base, self.tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device, args.attention)
         self.base.requires_grad_(False).eval()
         corpus = load_demo_corpus()
         self.sentences = {language: corpus.calibration[language][: args.sentences] for language in LANGUAGES}

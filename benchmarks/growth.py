@@ -229,7 +229,7 @@ class Growth:
             source, target = pair.split("-")
             texts = read_test(self.bench.data, test.name, pair, test.first, test.last)
             assert texts is not None
-            options = {"batch_size": 30}
+            options = {"batch_size": self.bench.score_batch}
             english = translate(self.served(f"{source}-en"), self.bench.tokenizer, texts[0], f"{source}-en", **options)
             onward = f"en-{target}"
             english = [line[: self.args.longest] or "." for line in english]
@@ -246,7 +246,11 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
+    parser.add_argument("--score-batch", type=int, default=30, help="sentences that are translated together")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS).replace("%", "%%")
+    )
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS), metavar="ORDER")
     parser.add_argument("--rates", nargs="+", type=float, help="of later phases (default: those of each arm)")
     parser.add_argument("--rows", type=int, default=250, help="of each direction (default: %(default)s)")
@@ -261,7 +265,9 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, help="JSON lines; what it holds is not done again")
     args = parser.parse_args()
-    bench = Workbench(args.data, args.model, args.dtype, args.device)
+    bench = Workbench(
+        args.data, args.model, args.dtype, args.device, attention=args.attention, score_batch=args.score_batch
+    )
     done = [] if args.results is None else read_results(args.results)
     for name in args.arms:
         arm = ARMS[name]

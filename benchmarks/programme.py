@@ -91,9 +91,19 @@ CHOICES: Arms = {
     "v o, output, all neurons": placed([1e-3, 5e-4], tune="layers"),
     "v o, output, general neurons": placed([1e-3, 5e-4], tune="general"),
     "v o, output, 4 random layers": placed([1e-3, 5e-4], k=4, control="random layers"),
+    "q k, output, 4 layers": placed([1e-3, 5e-4], "q k", k=4),
     "v o, output, 4 last layers": placed([1e-3, 5e-4], k=4, control="last layers"),
 }
 """Controls of what detection chooses, each of about the same size as what it stands for."""
+
+DECIDING: Arms = {
+    "LANDER, 4 layers": placed([5e-4, 1e-3], k=4),
+    "LANDER, all layers": placed([5e-4, 1e-3]),
+    "LoRA r=16, all linear": lora([5e-4, 2e-4], target_modules=LINEAR),
+    "LoRA r=16, v o": lora([1e-3, 5e-4], target_modules=V_O),
+    "LoRA r=16, v o down": lora([5e-4, 2e-4], target_modules=V_O_DOWN),
+}
+"""What is left of LANDeRMT, and LoRA's best, for larger tables; two rates for each."""
 
 FORMS: Arms = {
     "LANDER": lander([1e-3, 5e-4, 2e-3]),
@@ -145,6 +155,7 @@ PROGRAMME: dict[str, Arms] = {
     "rates of B": RATES_OF_B,
     "rates and forms": RATES_AND_FORMS,
     "controls": CHOICES,
+    "deciding": DECIDING,
     "starts": STARTS,
     "forms": FORMS,
     "lslo": LSLO,

@@ -92,7 +92,8 @@ def write_translations(results: Path, model: str, key: str, test: str, pair: str
 def execute(waiting: Mapping[str, Run], scale: Scale, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Results as they come, of one run after another, or of several side by side in processes that share the cores."""
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
-    bench = (args.data, args.model, args.dtype, args.device, args.results.with_suffix("") / "maps")
+    maps = args.results.with_suffix("") / "maps"
+    bench = (args.data, args.model, args.dtype, args.device, maps, args.attention, args.score_batch)
     keep = partial(write_translations, args.results, args.model)
     calls = {title: (run, scale.tests, scale.pairs, partial(keep, run.key)) for title, run in waiting.items()}
     if args.jobs == 1:
@@ -124,6 +125,8 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", help="only these runs of the experiments, as the tables call them")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
+    parser.add_argument("--score-batch", type=int, default=30, help="sentences that are translated together")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the threads")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     args = parser.parse_args()

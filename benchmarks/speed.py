@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="number of layers of a random shape")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate")

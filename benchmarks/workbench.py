@@ -73,6 +73,8 @@ class Workbench:
         dtype: Type of the base weights.
         device: Where everything runs.
         maps: Folder where neuron maps are kept from one process to the next; None: nowhere.
+        attention: Implementation of the base's attention, as transformers calls it; None: the default.
+        score_batch: Sentences that are translated together.
     """
 
     def __init__(
@@ -82,10 +84,12 @@ class Workbench:
         dtype: str = "float32",
         device: str = "cpu",
         maps: Path | None = None,
+        attention: str | None = None,
+        score_batch: int = 30,
     ) -> None:
-        self.data, self.device, self.maps = data, device, maps
+        self.data, self.device, self.maps, self.score_batch = data, device, maps, score_batch
         self.name = f"{model}, {dtype}"
-        self.base, self.tokenizer = load_base(model, getattr(torch, dtype), device)
+        self.base, self.tokenizer = load_base(model, getattr(torch, dtype), device, attention)
         self._maps: dict[str, NeuronMap] = {}
         self._gradient_norms: dict[str, torch.Tensor] = {}
 
@@ -213,7 +217,8 @@ class Workbench:
             texts = read_test(self.data, test.name, pair, test.first, test.last)
             if texts is not None:
                 template = self._few_shot_template(pair) if run.method == "few-shot" else None
-                found = evaluate_translation(model, self.tokenizer, *texts, pair, batch_size=30, template=template)
+                options = {"batch_size": self.score_batch, "template": template}
+                found = evaluate_translation(model, self.tokenizer, *texts, pair, **options)
                 print(f"{test}, {pair}: {found.bleu:.2f} BLEU, {found.chrf:.2f} chrF++", flush=True)
                 if keep is not None:
                     keep(str(test), pair, found.hypotheses)

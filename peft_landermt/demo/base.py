@@ -119,24 +119,30 @@ def load_demo_base(dtype: torch.dtype | str = torch.float32, device: str = "cpu"
     Raises:
         ConfigError: If the packages of the extra `demo` are not installed.
     """
-    return load_base(str(convert_demo_base()), dtype, device)
+    return load_base("demo", dtype, device)
 
 
-def load_base(name: str, dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def load_base(
+    name: str,
+    dtype: torch.dtype | str = torch.float32,
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+) -> tuple[Any, Any]:
     """Load a base model and its tokenizer: `demo`, a GGUF file, a folder or a Hub id.
 
     Args:
         name: Which.
         dtype: Type of the weights; `"auto"` for the one that they have on disk.
         device: Where to put the model.
+        attn_implementation: As in `from_pretrained`; None for the default of transformers.
 
     Raises:
         ConfigError: It is `demo`, and the packages of the extra `demo` are not installed.
     """
     if name == "demo":
-        return load_demo_base(dtype, device)
+        return load_base(str(convert_demo_base()), dtype, device, attn_implementation)
     if name.endswith(".gguf"):
-        model, tokenizer = load_base(str(convert_gguf(name)), dtype, device)
+        model, tokenizer = load_base(str(convert_gguf(name)), dtype, device, attn_implementation)
         model.name_or_path = model.config._name_or_path = os.path.abspath(name)  # which adapters name as their base
         return model, tokenizer
     config = AutoConfig.from_pretrained(name)
@@ -146,4 +152,5 @@ def load_base(name: str, dtype: torch.dtype | str = torch.float32, device: str =
         model_class = AutoModelForImageTextToText  # Mistral Small 3.1
     else:
         model_class = AutoModelForCausalLM
-    return model_class.from_pretrained(name, dtype=dtype).to(device), AutoTokenizer.from_pretrained(name)
+    model = model_class.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation)
+    return model.to(device), AutoTokenizer.from_pretrained(name)
