@@ -11,6 +11,7 @@ from .inspect import print_neuron_map
 from .options import (
     add_model_options,
     is_main,
+    layer_count,
     load_model,
     parse_assignments,
     processes,
@@ -40,7 +41,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--pairs", nargs="+", required=True, help="directions, such as en-de de-en")
     parser.add_argument("--output", required=True, help="neuron map to write, such as map.safetensors")
     add_overwrite_option(parser)
-    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair")
+    parser.add_argument(
+        "--num-layers", type=layer_count, default="all", help="relevant layers of a pair, such as 4, or all"
+    )
     parser.add_argument("--general-ratio", type=float, default=0.9, help="share of language-general neurons")
     parser.add_argument("--batch-size", type=int, default=8, help="sentences of a forward pass")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a sentence")

@@ -140,6 +140,11 @@ def require_adapter(options: argparse.Namespace) -> None:
         raise AdapterError("--adapter", None, f"name the adapter folder to {options.command}.")
 
 
+def layer_count(value: str) -> int | str:
+    """Read a number of layers, or `all`."""
+    return value if value == "all" else int(value)
+
+
 def parse_assignments(values: list[str], option: str) -> dict[str, str]:
     """Read `["en-de=corpus.tsv", ...]` as a dictionary.
 

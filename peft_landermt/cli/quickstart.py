@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_model_options
+from .options import add_model_options, layer_count
 from .outputs import add_overwrite_option
 
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--calibration-sentences", type=int, default=24, help="that neurons are found by")
     parser.add_argument("--train-sentences", type=int, default=80, help="per direction")
     parser.add_argument("--test-sentences", type=int, default=24, help="per direction")
-    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair")
+    parser.add_argument("--num-layers", type=layer_count, default=4, help="relevant layers of a pair, or 'all'")
     parser.add_argument("--seed", type=int, default=0, help="of the order of rows, their prompts and new weights")
     parser.add_argument("--output", help="folder for the neuron map, the adapters and results.json")
     add_overwrite_option(parser)

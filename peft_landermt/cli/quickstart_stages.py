@@ -84,7 +84,7 @@ def _check(options: argparse.Namespace) -> DemoCorpus:
         if not 1 <= getattr(options, name) <= limit:
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), f"must be from 1 to {limit}.")
     for name in ("epochs", "lr", "batch_size", "num_layers"):
-        if not getattr(options, name) > 0:
+        if getattr(options, name) != "all" and not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), "must be positive.")
     return corpus
 

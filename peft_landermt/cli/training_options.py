@@ -20,7 +20,7 @@ def add_training_options(parser: argparse.ArgumentParser, template: str) -> None
     parser.add_argument("--check-languages", action="store_true", help="leave out what is in another language")
     parser.add_argument("--output", required=True, help="adapter folder to write")
     parser.add_argument("--epochs", type=float, default=1.0, help="times that all rows are trained on")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--batch-size", type=int, default=8, help="sentence pairs of a forward pass")
     parser.add_argument("--accumulation", type=int, default=2, help="batches per optimizer step")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and translation")

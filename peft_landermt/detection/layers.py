@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -106,12 +107,12 @@ def layers_by_gradient(
     return tuple(sorted(chosen))
 
 
-def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
+def select_layers(neuron_map: NeuronMap, num_layers: int | Literal["all"]) -> NeuronMap:
     """Make the map that detection would have made with another number of relevant layers, without detecting again.
 
     Args:
         neuron_map: A map; it is left as it is.
-        num_layers: k, number of relevant layers of a pair; in an encoder-decoder, k of each stack (eq. 2).
+        num_layers: k, number of relevant layers of a pair, or `"all"`; in an encoder-decoder, k of each stack (eq. 2).
 
     Returns:
         A map that differs in the pairs' layers, the option and the signature.
@@ -122,7 +123,7 @@ def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
     # a layer without a change is the last of its stack
     ends = [change is None for change in next(iter(neuron_map.layer_changes.values()))]
     stacks = [str(sum(ends[:index])) for index in range(neuron_map.num_layers)]
-    check_num_layers(num_layers, min(map(stacks.count, stacks)))
+    num_layers = number_of_layers(num_layers, stacks)
     chosen = {}
     for pair, changes in neuron_map.layer_changes.items():
         if neuron_map.options.get("layer_statistic", "activation") == "gradient" and neuron_map.gradients is not None:
@@ -138,14 +139,20 @@ def select_layers(neuron_map: NeuronMap, num_layers: int) -> NeuronMap:
     )
 
 
-def check_num_layers(num_layers: int, available: int) -> int:
-    """Return k if the model has that many FFN layers.
+def number_of_layers(num_layers: int | Literal["all"], stacks: Sequence[str]) -> int:
+    """Return k if each stack has that many FFN layers; for `"all"`, the number of the longest one's.
+
+    Args:
+        num_layers: k or `"all"`.
+        stacks: For every layer, the stack that it is in.
 
     Raises:
-        DetectionError: If it has not, or k is not a positive integer.
+        DetectionError: If some stack has fewer, or k is neither `"all"` nor a positive integer.
     """
+    if num_layers == "all":
+        return max(map(stacks.count, stacks))
+    available = min(map(stacks.count, stacks))
     if not isinstance(num_layers, int) or isinstance(num_layers, bool) or not 1 <= num_layers <= available:
-        raise DetectionError(
-            "num_layers", num_layers, f"must be an integer from 1 to {available}, the model's FFN layers."
-        )
+        remedy = f"must be an integer from 1 to {available}, the model's FFN layers, or 'all'."
+        raise DetectionError("num_layers", num_layers, remedy)
     return num_layers

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from peft_landermt import NeuronMap, detect_neurons
 from peft_landermt.detection.layers import (
     ActivationStatistic,
-    check_num_layers,
     layer_changes,
+    layers_in_stacks,
     mean_activation,
+    number_of_layers,
     relevant_layers,
     select_layers,
 )
@@ -95,12 +96,21 @@ def test_relevant_layers(changes: list[float], num_layers: int, expected: list[i
 @pytest.mark.parametrize("num_layers", [0, -1, 5, True, 2.0, "2", None])
 def test_number_of_layers_out_of_range(num_layers: Any) -> None:
     with pytest.raises(DetectionError, match=r"num_layers=.*from 1 to 4"):
-        check_num_layers(num_layers, 4)
+        number_of_layers(num_layers, ["model"] * 4)
 
 
-@pytest.mark.parametrize("num_layers", [1, 4])
-def test_number_of_layers_in_range(num_layers: int) -> None:
-    assert check_num_layers(num_layers, 4) == num_layers
+@pytest.mark.parametrize(("num_layers", "expected"), [(1, 1), (4, 4), ("all", 4)])
+def test_number_of_layers_in_range(num_layers: Any, expected: int) -> None:
+    assert number_of_layers(num_layers, ["model"] * 4) == expected
+
+
+def test_all_layers_of_stacks_of_different_size() -> None:
+    """An encoder of three layers and a decoder of two: a number has to fit both, and `all` is all of each."""
+    stacks = ["encoder"] * 3 + ["decoder"] * 2
+    with pytest.raises(DetectionError, match="from 1 to 2"):
+        number_of_layers(3, stacks)
+    every = number_of_layers("all", stacks)
+    assert layers_in_stacks([0.5, 0.1, None, 0.2], stacks, every) == (0, 1, 2, 3, 4)
 
 
 NAMES = {"en": "English", "de": "German", "fr": "French"}
