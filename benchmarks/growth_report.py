@@ -56,12 +56,45 @@ def loss_table(runs: list[dict[str, Any]]) -> str:
     return table(header, [losses(run) for run in runs if len(run["phases"]) == 3])
 
 
+def mean_table(runs: list[dict[str, Any]]) -> str:
+    """Mean development losses over the runs of an arm, which differ in order and seed: of the first pairs, of those
+    that came second, and of Chinese and Arabic when they were new."""
+    arms: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in runs:
+        if len(run["phases"]) == 3:
+            arms.setdefault((run["arm"], run["rate"]), []).append(run)
+    rows = []
+    for (arm, rate), found in arms.items():
+        phases = [[run["phases"][number] for number in range(3)] for run in found]
+        new = {phase["pairs"][0][-2:]: [] for three in phases for phase in three[1:]}
+        for three in phases:
+            for phase in three[1:]:
+                new[phase["pairs"][0][-2:]].append(_mean_of(phase, phase["pairs"]))
+        measured = [
+            [_mean_of(first, first["pairs"]) for first, *_ in phases],
+            [_mean_of(last, first["pairs"]) for first, _, last in phases],
+            [_mean_of(second, second["pairs"]) for _, second, _ in phases],
+            [_mean_of(last, second["pairs"]) for _, second, last in phases],
+            new["zh"],
+            new["ar"],
+            [fmean(run["losses_composed"].values()) for run in found],
+        ]
+        trained = max(three[1]["trainable_parameters"] for three in phases) / 1e6
+        rows.append([arm, f"{rate:g}", str(len(found)), trained, *(f"{fmean(values):.4f}" for values in measured)])
+    header = ["arm", "rate", "runs", "trained a phase, M", "first pairs, new", "at the end", "second pairs, new"]
+    return table([*header, "at the end", "zh, new", "ar, new", "composed"], rows)
+
+
+def _mean_of(phase: dict[str, Any], pairs: list[str]) -> float:
+    return fmean(phase["losses"][pair] for pair in pairs)
+
+
 def bleu_table(runs: list[dict[str, Any]]) -> str:
     """BLEU of composed pairs, directly and by way of English, and the mean over the others."""
-    pairs = list(runs[0]["bleu_pivoted"])
+    pairs = list(next(run["bleu_pivoted"] for run in runs if "bleu_pivoted" in run))
     header = ["arm", "rate", "trained pairs", *pairs, *(f"{pair}, through English" for pair in pairs)]
     rows = []
-    for run in runs:
+    for run in (run for run in runs if "bleu_pivoted" in run):
         trained = fmean(score for pair, score in run["bleu_direct"].items() if pair not in pairs)
         direct = [run["bleu_direct"][pair] for pair in pairs]
         rows.append([run["arm"], f"{run['rate']:g}", trained, *direct, *(run["bleu_pivoted"][pair] for pair in pairs)])
@@ -78,8 +111,8 @@ def report(lines: list[dict[str, Any]]) -> str:
         parts.append(f"{model}, {dtype}, then {order}, {rows} rows a direction, {epochs} epochs")
         if any(len(run["phases"]) == 3 for run in here):
             parts.append(loss_table(here))
-        if scored := [run for run in here if "bleu_pivoted" in run]:
-            parts.append(bleu_table(scored))
+        if any("bleu_pivoted" in run for run in here):
+            parts.append(bleu_table(here))
     return "\n\n".join(parts)
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import figures
 from common import RESULTS, read_results, table
-from growth_report import loss_table, runs_of
+from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
+from seeds import choices, over_seeds
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("results.md", "experiments.md")
@@ -158,9 +159,17 @@ def stability(path: Path, wanted: Wanted) -> str:
 
 
 def growth(path: Path, wanted: Wanted) -> str:
-    """Losses of old and new pairs of adapters that grow."""
-    lines = [line for line in read_results(path) if all(str(line[name]) == value for name, value in wanted.items())]
-    return loss_table(runs_of(lines))
+    """What was measured of adapters that grow: losses of every run, or with `of=means` over runs, or with `of=bleu`
+    BLEU."""
+    fields = {name: value for name, value in wanted.items() if name != "of"}
+    lines = [
+        line
+        for line in read_results(path)
+        if all(re.fullmatch(value, str(line[name])) for name, value in fields.items())
+    ]
+    lines.sort(key=lambda line: (line["arm"], line["seed"]))
+    tables = {"means": mean_table, "bleu": bleu_table}
+    return tables.get(wanted.get("of", ""), loss_table)(runs_of(lines))
 
 
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
@@ -169,6 +178,8 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "main table": main_table,
     "interference": interference,
     "growth": growth,
+    "seeds": lambda path, wanted: over_seeds(select(path, wanted)),
+    "choices": lambda path, wanted: choices(select(path, wanted)),
     "quickstart": quickstart,
     "stability": stability,
 }

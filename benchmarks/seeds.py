@@ -1,0 +1,81 @@
+"""Tables over seeds: methods side by side, and what detection chooses beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean, stdev
+from typing import Any
+
+from common import table
+from lines import Group, Line, groups, spread
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""The 97.5% quantiles of Student's t, by the number of seeds."""
+
+PLACED = "LANDeRMT, k={}, attention {}, output projections, specific r=4, B at 2"
+FOUR, ALL = PLACED.format(4, "v o"), PLACED.format(18, "v o")
+CHOICES = {
+    "layers: the four of eq. 2": (
+        FOUR,
+        {"four random ones": f"{FOUR}, random layers", "the last four": f"{FOUR}, last layers"},
+    ),
+    "layers: the four with the largest gradients": (
+        f"{FOUR}, largest gradients",
+        {"four random ones": f"{FOUR}, random layers"},
+    ),
+    "neurons: those of eq. 5": (
+        ALL,
+        {
+            "random ones": f"{ALL}, random neurons",
+            "the general ones alone": ALL.replace("specific r=4", "specific r=4, tune=general"),
+            "all, as one block": ALL.replace("specific r=4", "specific r=4, tune=layers"),
+        },
+    ),
+    "modules: v and o": (FOUR, {"q and k": PLACED.format(4, "q k")}),
+}
+"""What is chosen, by its name in the log, and what stands for it in its controls."""
+
+
+def over_seeds(lines: Iterable[Line]) -> str:
+    """One row for each method at a rate, with its mean development loss over seeds by the number of rows."""
+    found: dict[tuple[str, float], dict[int, Group]] = {}
+    rows_of: set[int] = set()
+    for line in lines:
+        rows_of.add(line["rows"])
+    for size in sorted(rows_of):
+        for group in groups(line for line in lines if line["rows"] == size):
+            found.setdefault((group.label, group.rate or 0.0), {})[size] = group
+    ordered = sorted(found.items(), key=lambda entry: fmean(entry[1][max(entry[1])].losses))
+    cells = [
+        [
+            name,
+            f"{rate:g}",
+            *(spread(sizes[size].losses, 4) if size in sizes else "" for size in sorted(rows_of)),
+            f"{(next(iter(sizes.values())).trained or 0) / 1e6:.2f} M",
+        ]
+        for (name, rate), sizes in ordered
+    ]
+    return table(["", "rate", *(f"{size} rows" for size in sorted(rows_of)), "trained"], cells)
+
+
+def choices(lines: Iterable[Line]) -> str:
+    """How much lower the loss is with what detection chose than with a control, seed by seed, each at the better of
+    its rates, with a 95% interval by Student's t."""
+    found = groups(lines)
+    rows: list[list[Any]] = []
+    for name, (chosen, controls) in CHOICES.items():
+        own = _best(found, chosen)
+        for control, pattern in controls.items():
+            other = _best(found, pattern)
+            seeds = sorted(own.by_seed.keys() & other.by_seed.keys())
+            gains = [own.by_seed[seed]["development_loss"] - other.by_seed[seed]["development_loss"] for seed in seeds]
+            half = STUDENT[len(gains)] * stdev(gains) / len(gains) ** 0.5
+            mean = fmean(gains)
+            shown = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
+            rows.append([name, control, f"{fmean(own.losses):.4f}", f"{fmean(other.losses):.4f}", shown])
+    return table(["chosen", "control", "loss", "loss of the control", "difference, 95% interval"], rows)
+
+
+def _best(found: list[Group], name: str) -> Group:
+    """The rate with the lowest mean over seeds."""
+    return min((group for group in found if group.label == name), key=lambda group: fmean(group.losses))
