@@ -12,7 +12,7 @@ from adapters import adapt
 from common import PAPER
 from peft import get_peft_model
 from random_base import SHAPES, load_random
-from runs import Run
+from runs import ROUTED, Run
 from torch import nn
 
 from peft_landermt import LanderConfig, NeuronMap, add_language_pairs, compose_language_pair, detect_neurons
@@ -33,6 +33,7 @@ CONTENDERS = {
         for form, options in FORMS.items()
         for pairs in (1, 4, 10)
     },
+    **{f"lslo-{pairs}": Run("lslo", tuple(PAIRS[:pairs]), options={"rank": 16}) for pairs in (1, 10)},
     **{f"lander-paper-{pairs}": Run("lander", tuple(PAIRS[:pairs]), options=PAPER) for pairs in (1, 10)},
 }
 """The number in a name is that of the pairs whose adapter, or whose layers, it is."""
@@ -110,9 +111,9 @@ class Bench:
         return copy.deepcopy(self.base, memo)  # type: ignore[arg-type]
 
     def routing(self, name: str, rows: int) -> dict[str, list[str]]:
-        """What a call of a LANDeRMT contender says about the pairs of its rows; nothing for one pair."""
+        """What a call of a routed contender says about the pairs of its rows; nothing for one pair."""
         run = CONTENDERS[name]
-        if run.method != "lander" or len(run.pairs) < 2:
+        if run.method not in ROUTED or len(run.pairs) < 2:
             return {}
         return {"language_pairs": spread_over(list(run.pairs), rows)}
 

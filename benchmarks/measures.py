@@ -167,7 +167,7 @@ def mixed(bench: Bench) -> Measures:
     """Forward of a batch whose rows come from 1, 2, 5 and 10 pairs."""
     rows = 4 * bench.args.batch_size
     inputs = _forward_inputs(bench, rows)
-    models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in FORMS}}
+    models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in (*FORMS, "lslo")}}
     calls = {"base": lambda: models["base"](**inputs)}
     with tempfile.TemporaryDirectory() as folder:
         models["lora"] = load_all(bench, save_ten(bench, "lora", Path(folder)))

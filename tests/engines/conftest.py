@@ -82,7 +82,7 @@ def base_folder(name: str) -> str:
 
 @pytest.fixture(scope="module", params=["Gemma 3 270M", "SmolLM2-135M"])
 def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    """After four steps of training, and the page's first commands."""
+    """After sixteen steps of training, and the page's first commands."""
     base, corpus = base_folder(request.param), load_demo_corpus()
     texts, sentences = list(zip(*corpus.pair(PAIR, "train"), strict=True)), corpus.pair(PAIR)[0][:20]
     folder = tmp_path_factory.mktemp("elsewhere")
@@ -92,7 +92,7 @@ def workplace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        train = ["train", "--model", base, "--device", "cpu", "--template", TRANSLATION_PROMPT, "--epochs", "1"]
+        train = ["train", "--model", base, "--device", "cpu", "--template", TRANSLATION_PROMPT, "--epochs", "4"]
         sizes = ["--batch-size", "4", "--accumulation", "1", "--lr", "3e-3"]
         assert main([*train, *sizes, "--data", f"{PAIR}=corpus.tsv", "--output", "out/adapter"]) == 0
         for words in commands(""):
