@@ -13,7 +13,7 @@ import pytest
 from .helpers import SCRIPTS
 
 DOCS = SCRIPTS.parent / "docs"
-FILES = ("finetune", "finetune_smollm2", "paper", "programme", "programme_gpu", "rates")
+FILES = ("deciding", "finetune", "finetune_smollm2", "lslo", "paper", "programme", "programme_gpu", "rates")
 """Of runs, one a line."""
 
 
@@ -59,6 +59,38 @@ def test_a_row_of_the_main_table(pages: ModuleType) -> None:
     table = pages.main_table(SCRIPTS / "results" / "paper.jsonl", {})
     row = next(row for row in table.splitlines() if "v and o |" in row)
     assert row.split(" | ")[1] == f"{mean(chosen):.4f} ± {stdev(chosen):.4f} ({len(chosen)})"
+
+
+def test_a_difference_of_choices_and_its_interval(pages: ModuleType) -> None:
+    """Neurons of eq. 5 beside random ones, over three seeds, read from the lines directly."""
+    losses: dict[str, dict[int, float]] = {"": {}, "random neurons": {}}
+    for line in lines("deciding"):
+        plain = line["rows"] == 60 and line["detection"].get("num_layers") == 18 and "tune" not in line["options"]
+        if (
+            plain
+            and line["learning_rate"] == 5e-4
+            and line["control"] in losses
+            and line["options"]["specific_rank"] == 4
+        ):
+            losses[line["control"]][line["seed"]] = line["development_loss"]
+    gains = [losses[""][seed] - losses["random neurons"][seed] for seed in range(3)]
+    half = 4.302653 * stdev(gains) / 3**0.5
+    table = pages.KINDS["choices"](SCRIPTS / "results" / "deciding.jsonl", {"rows": "60"})
+    (row,) = (row for row in table.splitlines() if row.startswith("| neurons: those of eq. 5 | random"))
+    expected = f"{mean(gains):+.4f} ({mean(gains) - half:+.4f} to {mean(gains) + half:+.4f})"
+    assert row.split(" | ")[-1].removesuffix(" |") == expected
+
+
+def test_means_of_adapters_that_grow(pages: ModuleType) -> None:
+    """Arabic, when it was new, over two orders and two seeds, read from the lines directly."""
+    new = [
+        mean(line["losses"][pair] for pair in ("en-ar", "ar-en"))
+        for line in lines("growth")
+        if line["model"] == "gemma-3-270m" and line["arm"] == "grown r=4" and line.get("pairs") == ["en-ar", "ar-en"]
+    ]
+    table = pages.growth(SCRIPTS / "results" / "growth.jsonl", {"model": "gemma-3-270m", "of": "means"})
+    (row,) = (row for row in table.splitlines() if row.startswith("| grown r=4 |"))
+    assert len(new) == 4 and row.split(" | ")[-2] == f"{mean(new):.4f}"
 
 
 def test_a_stale_page_is_told(pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
