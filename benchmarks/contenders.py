@@ -23,7 +23,11 @@ PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-e
 OLD, ADDED, COMPOSED = PAIRS[:4], ["en-zh", "zh-en"], "de-zh"
 """Pairs of an adapter that grew."""
 
-FORMS: dict[str, dict[str, Any]] = {"lander": {"general_rank": None}, "lander-r16": {"general_rank": 16}}
+FORMS: dict[str, dict[str, Any]] = {
+    "lander": {"general_rank": None},
+    "lander-r16": {"general_rank": 16},
+    "lander-default": {},
+}
 CONTENDERS = {
     "base": Run("zero-shot", tuple(PAIRS)),
     **{name: Run(name, tuple(PAIRS)) for name in ("full", "lora", "shira")},
@@ -42,7 +46,7 @@ CONTENDERS = {
 class Bench:
     """The base, its neuron map and the batch, and the contenders made from them."""
 
-    def __init__(self, args: argparse.Namespace, num_layers: int = 4, **shape_options: Any) -> None:
+    def __init__(self, args: argparse.Namespace, num_layers: int | None = None, **shape_options: Any) -> None:
         self.args, self.device, self.repeats = args, args.device, args.repeats
         if args.shape in SHAPES:
             if args.layers:
@@ -53,7 +57,7 @@ class Bench:
         self.base.requires_grad_(False).eval()
         corpus = load_demo_corpus()
         self.sentences = {language: corpus.calibration[language][: args.sentences] for language in LANGUAGES}
-        self.num_layers = num_layers
+        self.num_layers = num_layers or args.num_layers
         if args.neuron_map is not None and args.neuron_map.exists():
             self.neuron_map = NeuronMap.load(args.neuron_map)
         else:

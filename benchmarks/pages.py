@@ -32,6 +32,7 @@ Wanted = Mapping[str, str]
 SIX = {"model": "gemma-3-270m-trimmed", "rows": "60", "pairs": "6"}
 TEN = {"model": "gemma-3-270m-trimmed", "rows": "100", "pairs": "10"}
 PLACED = "LANDeRMT, k={}, attention v o, output projections, specific r=4, B at 2"
+DEFAULT = "LANDeRMT, k=18, attention q k v o, attention r=6, all projections, general r=6, specific r=2, B at 2"
 MAIN = {
     "0-shot": "0-shot",
     "5 examples in the prompt": "5 examples in the prompt",
@@ -39,7 +40,8 @@ MAIN = {
     "bottleneck adapters (Houlsby)": "bottleneck adapters",
     "LoRA r=16, all linear layers": "LoRA, all linear layers",
     "LoRA r=16, attention v and o": "LoRA, v o",
-    "**LANDeRMT, the defaults**: v and o, and 4 FFNs a pair": PLACED.format(4),
+    "**LANDeRMT, the defaults**: all linear layers, r=6 and 2": DEFAULT,
+    "LANDeRMT, v and o, and 4 FFNs a pair": PLACED.format(4),
     "LANDeRMT, v and o, and all 18 FFNs": PLACED.format(18),
     "LANDeRMT, FFNs alone: all 18": r"LANDeRMT, k=18, rows at [\d.]+",
     "LANDeRMT, FFNs alone: 4 a pair, by \\|h\\|": r"LANDeRMT, k=4, activation_statistic=mean_abs, rows at [\d.]+",
@@ -94,9 +96,9 @@ def directions(path: Path, wanted: Wanted) -> str:
 
 
 def main_table(path: Path, wanted: Wanted) -> str:
-    """Methods side by side, each at the best of its rates: six directions, from all files; ten, from the one named."""
+    """Methods side by side, each at the best of its rates: six directions, and ten, from the file named and others."""
     six = groups(line for name in ("programme.jsonl", "rates.jsonl") for line in select(path.with_name(name), SIX))
-    ten = groups(select(path, TEN))
+    ten = groups(line for name in (path.name, "programme.jsonl") for line in select(path.with_name(name), TEN))
     rows = []
     for shown, pattern in MAIN.items():
         few, many = ([group for group in found if re.fullmatch(pattern, group.label)] for found in (six, ten))
@@ -198,7 +200,7 @@ def fill(text: str) -> str:
 
 KINDS_OF_POINTS = {
     "LoRA": r"LoRA",
-    "LANDeRMT, the defaults": re.escape(PLACED.format(4)),
+    "LANDeRMT, the defaults": re.escape(DEFAULT),
     "LANDeRMT, attention and FFNs": r"LANDeRMT.*attention",
     "LANDeRMT, FFNs alone": r"LANDeRMT",
     "full finetuning, bottleneck adapters": r"",

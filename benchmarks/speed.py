@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate")
     parser.add_argument("--sentences", type=int, default=16, help="calibration sentences of each language")
+    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
     parser.add_argument(

@@ -19,11 +19,11 @@ LANDER_DEFAULTS = {
     "car": "off",
     "inactive_neurons": "keep",
     "tune": "pair",
-    "projections": "output",
-    "general_rank": 16,
-    "specific_rank": 4,
+    "projections": "all",
+    "general_rank": 6,
+    "specific_rank": 2,
     "attention_layers": "all",
-    "attention_rank": 16,
+    "attention_rank": 6,
 }
 """Of `LanderConfig`, which a command line's help does not import."""
 LSLO_RANK, LORA_RANK = 8, 16
@@ -51,7 +51,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=(*ROLES, "none"),
         metavar="ROLE",
-        help="of q, k, v, o, shared by all pairs, or none (default: v o where the base's attention is known)",
+        help="of q, k, v, o, shared by all pairs, or none (default: all, where the base's attention is known)",
     )
     group.add_argument("--attention-rank", type=int, help=f"(default: {LANDER_DEFAULTS['attention_rank']})")
     group = parser.add_argument_group("--method lslo and --method lora")

@@ -86,9 +86,8 @@ class LanderConfig(RoutedConfig):
             Which projections of a neuron are tuned: `"all"` (the paper), `"input"` or `"output"`.
         attention_modules (`list[str]`, *optional*):
             Projections of the attention that get low-rank factors, shared by all pairs: some of `"q"`, `"k"`, `"v"`
-            and `"o"`, whatever the base calls them. `"auto"`: v and o, which write to the residual stream, where the
-            base's attention is known and no other method's adapter is in it; else none, with a warning. `None`: none
-            (the paper).
+            and `"o"`, whatever the base calls them. `"auto"`: all of them, where the base's attention is known and no
+            other method's adapter is in it; else none, with a warning. `None`: none (the paper).
         attention_layers (`str`):
             Where: `"relevant"`, in the layers whose FFNs are adapted, for the pairs that they are adapted for; or
             `"all"`, in every layer.
@@ -134,12 +133,12 @@ class LanderConfig(RoutedConfig):
     car: CarMode = "off"
     inactive_neurons: InactiveNeurons = "keep"
     tune: Tune = "pair"
-    general_rank: int | None = field(default=16, metadata={"must be": "a positive integer, or None for whole rows"})
-    specific_rank: int | None = field(default=4, metadata={"must be": "a positive integer, or None for whole rows"})
-    projections: Projections = "output"
+    general_rank: int | None = field(default=6, metadata={"must be": "a positive integer, or None for whole rows"})
+    specific_rank: int | None = field(default=2, metadata={"must be": "a positive integer, or None for whole rows"})
+    projections: Projections = "all"
     attention_modules: list[Role] | Literal["auto"] | None = "auto"
     attention_layers: AttentionLayers = "all"
-    attention_rank: int = field(default=16, metadata={"must be": "a positive integer"})
+    attention_rank: int = field(default=6, metadata={"must be": "a positive integer"})
     neuron_counts: dict[str, Any] | None = None
     neuron_map_signature: str | None = None
     additions: list[dict[str, Any]] | None = None

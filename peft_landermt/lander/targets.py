@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -101,9 +101,9 @@ def as_ffn(module: nn.Module, key: str, layout: FFNLayout | None = None) -> FFN:
 
 
 def choose_attention(model: nn.Module, config: LanderConfig) -> list[Role] | None:
-    """Tell what `attention_modules="auto"` stands for in a model: v and o, or with a warning None."""
+    """Tell what `attention_modules="auto"` stands for in a model: q, k, v and o, or with a warning None."""
     found = copy.copy(config)
-    found.attention_modules = ["v", "o"]
+    found.attention_modules = list(get_args(Role))
     try:
         for ffn in list_ffns(without_adapters(model), config.layout):
             attention_beside(model, ffn, found.attention_layout(ffn))

@@ -141,8 +141,8 @@ def test_inspect_adapter(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> 
     out, found = capsys.readouterr().out, NeuronMap.load(shop.map)
     assert "language pairs: en-de, de-en\n" in out
     assert f"base model: {shop.base} (weights {found.fingerprint})\n" in out
-    options = "car=off inactive_neurons=keep tune=pair general_rank=4 specific_rank=4 projections=output"
-    attention = "attention_modules=['v', 'o'] attention_layers=all attention_rank=16"
+    options = "car=off inactive_neurons=keep tune=pair general_rank=4 specific_rank=2 projections=all"
+    attention = "attention_modules=['q', 'k', 'v', 'o'] attention_layers=all attention_rank=6"
     assert f"options: {options} {attention}\n" in out
     assert f"size: {(shop.adapter / WEIGHTS).stat().st_size / 1e6:.2f} MB" in out
     assert out.count("| model.layers.") == len({layer for pair in PAIRS for layer in found.layers(pair)})

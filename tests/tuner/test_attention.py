@@ -167,7 +167,8 @@ def test_trained_as_lora_of_alpha_twice_its_rank(architecture: str) -> None:
     step where LoRA's go from the same start: A is what reads a projection's input, B what writes to its output."""
     base, places = build_model(architecture), PLACES[architecture]
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, target_modules=list(places.values())))
-    model = get_peft_model(base, LanderConfig(general_rank=4, attention_rank=4))
+    config = LanderConfig(projections="output", general_rank=4, attention_modules=["v", "o"], attention_rank=4)
+    model = get_peft_model(base, config)
     theirs = {name: weight for name, weight in lora.named_parameters() if weight.requires_grad}
     ours = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert len(theirs) == len(ours) == 3 * 2 * base.config.num_hidden_layers
@@ -239,9 +240,9 @@ def test_attention_of_all_layers_serves_every_pair(
 
 
 def test_default_attention_is_told_by_the_base(base: PreTrainedModel) -> None:
-    """v and o where attention is known and free; FFNs alone, with a warning, where not."""
+    """q, k, v and o where attention is known and free; FFNs alone, with a warning, where not."""
     known = get_peft_model(copy.deepcopy(base), LanderConfig(task_type="CAUSAL_LM"))
-    assert known.peft_config["default"].attention_modules == ["v", "o"]
+    assert known.peft_config["default"].attention_modules == ["q", "k", "v", "o"]
     strange = copy.deepcopy(base)
     for layer in strange.model.layers:
         layer.self_attn.readout = layer.self_attn.o_proj

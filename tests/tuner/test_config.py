@@ -173,7 +173,7 @@ def test_paper(llama_map: NeuronMap) -> None:
 
 def test_defaults() -> None:
     config = LanderConfig()
-    assert (config.car, config.inactive_neurons, config.tune, config.general_rank) == ("off", "keep", "pair", 16)
+    assert (config.car, config.inactive_neurons, config.tune, config.general_rank) == ("off", "keep", "pair", 6)
     assert config.init_weights is True and config.verify_base is True
     assert config.neuron_counts is None and config.language_pairs is None
     assert not config.has_neuron_map and not config.changes_fresh_output
