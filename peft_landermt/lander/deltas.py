@@ -206,7 +206,8 @@ class NeuronBlocks(Blocks):
             raise ConfigError("car", car, f"{problem} into the weights; {remedy}")
 
     def updates(self, projection: str, team: Team, dtype: torch.dtype) -> tuple[Update, ...]:
-        """List the summands of ΔW of a projection for a team: the general block, then the languages of its pairs.
+        """List the summands of ΔW of a projection for a team: the general block, then the languages of its pairs; all
+        low-rank ones are one, where no token opens gates.
 
         Args:
             projection: Its name.
@@ -241,22 +242,25 @@ class NeuronBlocks(Blocks):
     ) -> list[tuple[list[str], torch.Tensor, torch.Tensor | None]]:
         """Of tuned blocks those that some sample uses, those of one form together, with their rows (columns) of a
         projection (n,) and, where samples differ, which rows or ranks each sample uses (n, 1, rows)."""
-        found: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
-        if GENERAL in tuned:
-            found.append(([GENERAL], self.places(GENERAL, parts), None))
         used = {language for pair in team.pairs for language in self.languages.get(pair, ())}
-        for in_rows in (True, False):
-            languages = [block for block in tuned if block in used and (self.ranks[block] is None) == in_rows]
-            if not languages:
-                continue
+        languages = [block for block in tuned if block in used]
+        in_rows = [language for language in languages if self.ranks[language] is None]
+        in_factors = [language for language in languages if self.ranks[language] is not None]
+        groups = [in_rows, in_factors]
+        if GENERAL in tuned:
+            joins = self.ranks[GENERAL] is not None and self.layout.car not in INPUT_DEPENDENT
+            groups = [in_rows, [GENERAL, *in_factors]] if joins else [[GENERAL], *groups]
+        found: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
+        for blocks in filter(None, groups):
             scale = None
-            if team.of_sample is not None:
+            if team.of_sample is not None and blocks != [GENERAL]:
                 held = tuple(
-                    tuple(language in self.languages.get(pair, ()) for language in languages) for pair in team.pairs
+                    tuple(block == GENERAL or block in self.languages.get(pair, ()) for block in blocks)
+                    for pair in team.pairs
                 )
-                sizes = tuple(self.layout.rank(each) or len(self.places(each, parts)) for each in languages)
+                sizes = tuple(self.layout.rank(each) or len(self.places(each, parts)) for each in blocks)
                 scale = team.uses(held, sizes, dtype)
-            found.append((languages, torch.cat([self.places(each, parts) for each in languages]), scale))
+            found.append((blocks, torch.cat([self.places(each, parts) for each in blocks]), scale))
         return found
 
     # Loading, logging, printing

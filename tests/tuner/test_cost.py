@@ -78,3 +78,30 @@ def test_generate_makes_a_weight_once(base: PreTrainedModel, neuron_map: NeuronM
                 parameter.data.mul_(-1)  # does not count as a change for autograd
     changed, again = generate(model)
     assert again == made and merged().equal(changed) and not changed.equal(first)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_low_rank_blocks_share_two_products(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
+    """However many languages a batch has, a projection costs a product down and one up beside the base's, as LoRA's."""
+
+    def products(model: PreTrainedModel, **route: Any) -> int:
+        with Products() as counted:
+            logits(model, ids(4), **route)
+        return counted.number
+
+    plain = products(base)
+    model = adapt(base, neuron_map, attention_modules=None, projections="all", general_rank=2, specific_rank=2)
+    layers = len({layer for pair in neuron_map.pair_layers for layer in neuron_map.layers(pair)})
+    pairs = [*neuron_map.pair_layers, "en-de"]
+    assert len(pairs) == 4 and products(model, language_pairs=pairs) == plain + 2 * 3 * layers
