@@ -130,6 +130,7 @@ def make_base() -> nn.Module:
 def make_lander(**options: Any) -> nn.Module:
     """One adapter of all pairs."""
     neuron_map = make_neuron_map(SIZES["intermediate_size"], SIZES["hidden_size"])
+    options = {"attention_modules": None, **options}
     config = LanderConfig(task_type="CAUSAL_LM", neuron_map=neuron_map, language_pairs=list(PAIRS), **options)
     return get_peft_model(make_base(), config)
 
