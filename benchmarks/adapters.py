@@ -8,7 +8,6 @@ from typing import Any
 from common import ffn_projections
 from houlsby import add_bottlenecks
 from peft import LoraConfig, ShiraConfig, get_peft_model, initialize_lora_eva_weights, inject_adapter_in_model
-from peft.tuners.lora.loraga import preprocess_loraga
 from runs import LANDER, LORA, Run
 
 from peft_landermt import LanderConfig, LsloConfig, NeuronMap
@@ -55,6 +54,8 @@ def _with_lora(model: Any, config: LoraConfig, batches: Batches) -> Any:
             model(**batch, use_cache=False).loss.backward()
 
     if config.init_lora_weights == "lora_ga":
+        from peft.tuners.lora.loraga import preprocess_loraga  # PEFT has it from 0.19 on
+
         preprocess_loraga(model, config, pass_all)
     model = get_peft_model(model, config)
     if config.init_lora_weights == "eva":

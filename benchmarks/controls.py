@@ -67,8 +67,8 @@ def gradient_norms(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> to
     ]
     norms = []
     for text in texts:
-        inputs = tokenizer(text, return_tensors="pt").to(model.device)
-        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+        loss = model(input_ids=ids, labels=ids).loss
         gradients = torch.autograd.grad(loss, [weight for weights in layers for weight in weights])
         squares = torch.stack([gradient.float().square().sum() for gradient in gradients])
         norms.append(squares.reshape(len(layers), -1).sum(dim=1).sqrt())

@@ -60,7 +60,7 @@ def test_quantized_bases(backend: str, tmp_path: Path) -> None:
         if hasattr(module, "in_features") and ".layers." in name:
             weight = module.dequantized() if backend == "packed" else dequantize_module_weight(module)
             dense = nn.Linear(module.in_features, module.out_features, bias=False)
-            dense.weight.data = weight.detach().float().view_as(dense.weight).clone()
+            dense.weight.data = weight.detach().view_as(dense.weight).to(plain.dtype, copy=True)
             plain.set_submodule(name, dense)
     model = adapt(base, PAIRS)
     dense = adapt(plain, PAIRS, verify_base=False)

@@ -16,6 +16,7 @@ from peft_landermt.routed.call import Team
 from ..conftest import PAIRS
 from ..tuner.helpers import ids, logits
 from ..tuner.helpers import ids as some_ids
+from ..versions import TRANSFORMERS_4
 from .helpers import BOTH_WAYS, DECODER_ONLY, TWO_STACKS, adapt, build, layers_of, parameters
 
 ARCHITECTURES = [
@@ -118,7 +119,10 @@ def test_absent_languages_stay_through_momentum(weight_decay: float, tokens: int
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_checkpointing_gives_the_same_gradients(architecture: str) -> None:
     found = []
-    for keywords in (None, {"use_reentrant": False}, {"use_reentrant": True}):
+    ways: list[dict[str, bool] | None] = [None, {"use_reentrant": False}, {"use_reentrant": True}]
+    if TRANSFORMERS_4 and architecture == "m2m100":
+        ways.pop()  # there it makes inputs of the encoder alone require gradients
+    for keywords in ways:
         model = adapt(build(architecture), PAIRS, index="learned").train()
         if keywords is not None:
             model.gradient_checkpointing_enable(keywords)

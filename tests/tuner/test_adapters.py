@@ -208,7 +208,7 @@ def test_model_card(base: PreTrainedModel, neuron_map: NeuronMap, tmp_path: Path
         assert "lander" in header["tags"]
         assert "| Base model | organisation/base-model |" in text
         assert f"| Language pairs | {pair} |" in text
-        assert "car=paper, inactive_neurons=keep, tune=pair, general_rank=16" in text
+        assert "car=paper, inactive_neurons=keep, tune=pair, general_rank=6" in text
         assert neuron_map.signature in text
         code = text.split("```python\n")[1].split("```")[0]
         assert code.startswith("import peft_landermt\n")

@@ -93,7 +93,7 @@ class Products(TorchDispatchMode):
 
 
 def test_low_rank_blocks_share_two_products(base: PreTrainedModel, neuron_map: NeuronMap) -> None:
-    """However many languages a batch has, a projection costs a product down and one up beside the base's, as LoRA's."""
+    """However many languages a batch has, a projection costs two products beside that of the base, as LoRA does."""
 
     def products(model: PreTrainedModel, **route: Any) -> int:
         with Products() as counted:

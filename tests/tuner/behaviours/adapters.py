@@ -26,7 +26,7 @@ def makes_an_adapter(case: Case) -> None:
     if PEFT_BEFORE_0_21:  # which names a base without a name ""
         before.base_model_name_or_path = config.base_model_name_or_path
     if getattr(before, "attention_modules", None) == "auto":
-        before.attention_modules = ["v", "o"]
+        before.attention_modules = ["q", "k", "v", "o"]
     assert config == before
     assert case.out(model).equal(expected) is not case.changes_fresh_output
     randomize_adapter(model)

@@ -102,7 +102,7 @@ class Case:
             attention = 4 * ((32 + 16) + (32 + 32)) if self.kind == "attention" else 0  # v has 2 heads of 8
             expected += (1 if self.options.get("projections") == "output" else projections) * rows + gates + attention
         if self.kind == "default":
-            expected += len(self.neuron_map.neurons) * 16 * ((32 + 16) + (32 + 32))
+            expected += len(self.neuron_map.neurons) * 6 * (2 * (32 + 16) + 2 * (32 + 32))  # q, k, v and o
         return expected
 
     @property
