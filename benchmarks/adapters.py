@@ -54,7 +54,7 @@ def _with_lora(model: Any, config: LoraConfig, batches: Batches) -> Any:
             model(**batch, use_cache=False).loss.backward()
 
     if config.init_lora_weights == "lora_ga":
-        from peft.tuners.lora.loraga import preprocess_loraga  # PEFT has it from 0.19 on
+        from peft.tuners.lora.loraga import preprocess_loraga  # PEFT has it from 0.20 on
 
         preprocess_loraga(model, config, pass_all)
     model = get_peft_model(model, config)

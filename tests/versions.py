@@ -8,6 +8,8 @@ import transformers
 from packaging.version import Version
 
 TRANSFORMERS_4 = Version(transformers.__version__).major == 4
+EARLY_TRANSFORMERS_5 = Version("5") <= Version(transformers.__version__) < Version("5.23")
+"""Of these, 5.10.4 is tested."""
 PEFT_BEFORE_0_20 = Version(peft.__version__) < Version("0.20")
 PEFT_BEFORE_0_21 = Version(peft.__version__) < Version("0.21")
 

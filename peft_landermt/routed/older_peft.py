@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 
 from .config import RoutedConfig
-from .state import adapter_tensors
+from .state import adapter_tensors, blocks_of
 
 
 def have_tuners_asked() -> None:
@@ -39,13 +39,19 @@ def _get_state(
 ) -> Any:
     unwrapped = getattr(model, "_orig_mod", model) if unwrap_compiled else model
     config = unwrapped.peft_config[adapter_name]
+    chosen: dict[str, torch.Tensor] = {}
     if isinstance(config, RoutedConfig):
         state_dict = dict(unwrapped.state_dict() if state_dict is None else state_dict)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         chosen = tuner._get_adapter_state_dict(unwrapped, config, adapter_name, state_dict, [])
         others = {key for name in unwrapped.peft_config for key, _ in adapter_tensors(unwrapped, name)}
         state_dict = {**{key: value for key, value in state_dict.items() if key not in others}, **chosen}
-    return original(model, state_dict, adapter_name, unwrap_compiled, save_embedding_layers)
+    found = original(model, state_dict, adapter_name, unwrap_compiled, save_embedding_layers)
+    for prefix in blocks_of(unwrapped, adapter_name) if chosen else ():
+        # PEFT 0.20 leaves out what has another adapter's name in it, such as layer 1 for one named "1"
+        in_file = prefix.removesuffix(f"{adapter_name}.")
+        found.update({in_file + key[len(prefix) :]: chosen[key] for key in chosen if key.startswith(prefix)})
+    return found
 
 
 def _set_state(

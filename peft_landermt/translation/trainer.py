@@ -114,6 +114,8 @@ class LanderTrainer(Trainer):
         )
         if self.owns_loss:
             self.compute_loss_func: Any = self.translation_loss
+        if two_stacks:
+            self._loss_shifts_labels = False  # transformers 5.10 counts a label of every row too few here
         self._checkpoints = FullPrecisionCheckpoints()
         self.add_callback(self._checkpoints)
         self._stream: UsableRows | None = None

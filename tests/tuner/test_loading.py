@@ -24,6 +24,7 @@ from peft_landermt import LanderFFN, NeuronMap, join_adapters
 from peft_landermt.errors import AdapterError, LanderError
 
 from ..conftest import build_model
+from ..versions import EARLY_TRANSFORMERS_5
 from .helpers import adapt, ids, logits, make_config
 from .roads import ROADS, assert_as_before, snapshot, with_another, with_one_of_the_form
 
@@ -151,6 +152,8 @@ def test_damage_is_refused_before_anything_changes(
 
 @pytest.mark.parametrize("road", ROADS)
 def test_what_is_whole_is_loaded(whole: Path, neuron_map: NeuronMap, road: str) -> None:
+    if road == "transformers" and EARLY_TRANSFORMERS_5:
+        pytest.skip("it leaves modules_to_save of any adapter as they were, and reports them as missing")
     make, load = ROADS[road]
     model = make(neuron_map)
     model = load(model, whole) if road == "from_pretrained" else (load(model, whole), model)[1]
