@@ -169,7 +169,7 @@ def provenance() -> dict[str, Any]:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False
         ).stdout.strip()
 
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
