@@ -231,8 +231,8 @@ class NeuronBlocks(Blocks):
                 own = torch.block_diag(*[values[f"{name}_B"] for name in names])
             # zero rows for other neurons: one product in place of a product and a scattered sum
             empty = own.new_zeros(self.layout.neurons * parts, own.shape[1], dtype=dtype)
-            # blocks of added languages may be on the same general neurons
-            put = empty.index_add if any(block in self.layout.on_general for block in blocks) else empty.index_copy
+            # blocks of added languages may be on neurons of the general one, and of one another
+            put = empty.index_copy if len(blocks) == 1 else empty.index_add
             down, up = factor_a.to(dtype), put(0, place, own.to(dtype))
             updates.append(Update(up.t(), down.t(), scale=scale) if is_output else Update(down, up, scale=scale))
         return tuple(updates)

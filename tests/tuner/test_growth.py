@@ -99,6 +99,16 @@ def test_a_mixed_batch_equals_each_sample_alone(form: str) -> None:
             torch.testing.assert_close(mixed[row : row + 1], alone, atol=2e-5, rtol=2e-5)
 
 
+def test_low_rank_blocks_on_the_same_neurons_add_up() -> None:
+    """The general block and that of an added language share neurons, in a batch where both are used."""
+    name, options = CASES["BLOOM"]
+    model, pairs = grown(name, **options), ["es-de", "en-it", "en-fr"]
+    mixed = logits(model, ids(), language_pairs=pairs)
+    for row, pair in enumerate(pairs):
+        alone = logits(model, ids()[row : row + 1], language_pairs=[pair])
+        torch.testing.assert_close(mixed[row : row + 1], alone, atol=2e-5, rtol=2e-5)
+
+
 def test_only_new_blocks_are_trained(form: str) -> None:
     name, options = CASES[form]
     model = adapted(name, **options)
