@@ -36,7 +36,7 @@ def losses(run: dict[str, Any]) -> list[Any]:
     cells: list[Any] = []
     for phase in phases:
         for measured in [phase] if phase is phases[-1] else [phase, phases[-1]]:
-            cells.append(f"{fmean(measured['losses'][pair] for pair in phase['pairs']):.4f}")
+            cells.append(f"{_mean_of(measured, phase['pairs']):.4f}")
     later = phases[1]["trainable_parameters"] / 1e6 if len(phases) > 1 else ""
     return [
         run["arm"],
@@ -66,10 +66,9 @@ def mean_table(runs: list[dict[str, Any]]) -> str:
     rows = []
     for (arm, rate), found in arms.items():
         phases = [[run["phases"][number] for number in range(3)] for run in found]
-        new = {phase["pairs"][0][-2:]: [] for three in phases for phase in three[1:]}
-        for three in phases:
-            for phase in three[1:]:
-                new[phase["pairs"][0][-2:]].append(_mean_of(phase, phase["pairs"]))
+        new: dict[str, list[float]] = {}
+        for phase in (phase for _, *later in phases for phase in later):
+            new.setdefault(phase["pairs"][0][-2:], []).append(_mean_of(phase, phase["pairs"]))
         measured = [
             [_mean_of(first, first["pairs"]) for first, *_ in phases],
             [_mean_of(last, first["pairs"]) for first, _, last in phases],

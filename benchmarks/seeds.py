@@ -39,23 +39,21 @@ CHOICES = {
 def over_seeds(lines: Iterable[Line]) -> str:
     """One row for each method at a rate, with its mean development loss over seeds by the number of rows."""
     found: dict[tuple[str, float], dict[int, Group]] = {}
-    rows_of: set[int] = set()
-    for line in lines:
-        rows_of.add(line["rows"])
-    for size in sorted(rows_of):
-        for group in groups(line for line in lines if line["rows"] == size):
-            found.setdefault((group.label, group.rate or 0.0), {})[size] = group
+    for group in groups(lines):
+        size = next(iter(group.by_seed.values()))["rows"]
+        found.setdefault((group.label, group.rate or 0.0), {})[size] = group
+    columns = sorted({size for sizes in found.values() for size in sizes})
     ordered = sorted(found.items(), key=lambda entry: fmean(entry[1][max(entry[1])].losses))
     cells = [
         [
             name,
             f"{rate:g}",
-            *(spread(sizes[size].losses, 4) if size in sizes else "" for size in sorted(rows_of)),
-            f"{(next(iter(sizes.values())).trained or 0) / 1e6:.2f} M",
+            *(spread(sizes[size].losses, 4) if size in sizes else "" for size in columns),
+            f"{(sizes[min(sizes)].trained or 0) / 1e6:.2f} M",
         ]
         for (name, rate), sizes in ordered
     ]
-    return table(["", "rate", *(f"{size} rows" for size in sorted(rows_of)), "trained"], cells)
+    return table(["", "rate", *(f"{size} rows" for size in columns), "trained"], cells)
 
 
 def choices(lines: Iterable[Line]) -> str:
