@@ -6,7 +6,7 @@ python benchmarks/growth.py --data DIR --arms "grown r=4" "LoRA, trained on" --o
 After every phase the development loss of all pairs so far is measured; with `--bleu`, at the end, also BLEU on
 FLORES-200, there of composed pairs too, directly and by way of English. Every arm is independent of all others, so
 several processes may run side by side, each with a results file of its own. What a results file holds is not done
-again.
+again; in one process a first phase that several arms have in common is trained once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from adapters import lora
@@ -83,6 +83,7 @@ ARMS = {
     ),
     "grown r=4, specific neurons": Arm("grow", options={"tune": "specific"}, first=LANDER),
     "grown r=4, all projections at first": Arm("grow", rates=(5e-4, 1e-3), first={**LANDER, "projections": "all"}),
+    "grown r=4, the defaults at first": Arm("grow"),
     "LoRA, trained on": Arm("train on", rates=(5e-4, 1e-4)),
     "LoRA, trained on, 5% replay": Arm("train on", rates=(5e-4, 1e-4), replay=0.05),
     "LoRA, one a phase": Arm("anew"),
@@ -91,6 +92,14 @@ ARMS = {
     "LoRA, joint": Arm("joint"),
     "base": Arm("base"),
 }
+
+
+class First(NamedTuple):
+    """A model after its first phase, what detection found for it, and how many parameters were trained."""
+
+    model: Any
+    found: NeuronMap | None
+    trained: int
 
 
 def pairs_of(languages: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,10 +114,13 @@ class Growth:
         arm: The arm.
         rate: Learning rate of later phases.
         args: The command line.
+        firsts: Models after their first phase, by what they learned; a new one is added.
     """
 
-    def __init__(self, bench: Workbench, arm: Arm, rate: float, args: argparse.Namespace) -> None:
-        self.bench, self.arm, self.rate, self.args = bench, arm, rate, args
+    def __init__(
+        self, bench: Workbench, arm: Arm, rate: float, args: argparse.Namespace, firsts: dict[str, First]
+    ) -> None:
+        self.bench, self.arm, self.rate, self.args, self.firsts = bench, arm, rate, args, firsts
         self.layers = len(find_ffns(bench.base))
         self.seen: tuple[str, ...] = ()
         self.losses: dict[str, float] = {}
@@ -128,7 +140,12 @@ class Growth:
         for number, languages in enumerate(steps):
             pairs, start = pairs_of(languages), time.perf_counter()
             rate = self.rate if number and self.arm.way != "anew" else self.arm.first_rate
-            trained = 0 if self.arm.way == "base" else self.learn(pairs, rate, number)
+            if self.arm.way == "base":
+                trained = 0
+            elif number:
+                trained = self.learn(pairs, rate, number)
+            else:
+                trained = self.begin(pairs, rate)
             self.seen += pairs
             self.serving |= dict.fromkeys(pairs, (self.model, self.active()))
             if self.arm.way == "train on":
@@ -141,6 +158,17 @@ class Growth:
                 "seconds": time.perf_counter() - start,
                 "losses": self.measure(self.seen),
             }
+
+    def begin(self, pairs: tuple[str, ...], rate: float) -> int:
+        """Train on the rows of the first phase, or take over a model that did."""
+        key = repr((self.arm.method, self.arm.first, pairs, rate))
+        if key not in self.firsts:
+            trained = self.learn(pairs, rate, 0)
+            self.firsts[key] = First(copy.deepcopy(self.model), self.found, trained)
+            return trained
+        first = self.firsts[key]
+        self.model, self.found = copy.deepcopy(first.model), first.found
+        return first.trained
 
     def learn(self, pairs: tuple[str, ...], rate: float, number: int) -> int:
         """Train on the rows of a phase; how many parameters were trained."""
@@ -269,6 +297,7 @@ def main() -> None:
         args.data, args.model, args.dtype, args.device, attention=args.attention, score_batch=args.score_batch
     )
     done = [] if args.results is None else read_results(args.results)
+    firsts: dict[str, First] = {}
     for name in args.arms:
         arm = ARMS[name]
         for rate in args.rates or arm.rates:
@@ -281,12 +310,12 @@ def main() -> None:
                 if any(line.get("end") and key.items() <= line.items() for line in done):
                     print(f"{name}, {rate:g}, {order}: done")
                     continue
-                follow(bench, arm, key, args)
+                follow(Growth(bench, arm, key["rate"], args, firsts), key)
 
 
-def follow(bench: Workbench, arm: Arm, key: dict[str, Any], args: argparse.Namespace) -> None:
+def follow(growth: Growth, key: dict[str, Any]) -> None:
     """Do one run, and add a line for every phase."""
-    growth = Growth(bench, arm, key["rate"], args)
+    args = growth.args
     for result in growth.phases(ORDERS[key["order"]]):
         shown = " ".join(f"{pair} {loss:.4f}" for pair, loss in result["losses"].items())
         print(f"{key['arm']}, {key['rate']:g}, {key['order']}, phase {result['phase']}: {shown}", flush=True)

@@ -14,9 +14,9 @@ ROWS = 4
 FIRST = ["en-de", "de-en", "en-fr", "fr-en"]
 
 
-def lines_of(folder: Path, *arms: str, bleu: int = 1) -> list[dict[str, Any]]:
+def lines_of(folder: Path, *arms: str, bleu: int = 1, name: str = "growth") -> list[dict[str, Any]]:
     """What the arms' runs write; nothing is done twice."""
-    results = folder / "growth.jsonl"
+    results = folder / f"{name}.jsonl"
     options = ["--data", str(folder / "data"), "--model", str(folder / "base"), "--results", str(results)]
     with pytest.MonkeyPatch.context() as monkeypatch:
         for _ in range(2):
@@ -57,6 +57,18 @@ def test_phases(folder: Path, arm: str, old_stay: bool) -> None:
         same = [phase["losses"][pair] == phases[0]["losses"][pair] for pair in FIRST]
         assert all(same) if old_stay else not any(same)
     assert end["losses_composed"].keys() == end["bleu_pivoted"].keys() == {"de-fr", "fr-de", "de-zh", "zh-de"}
+
+
+@pytest.mark.slow
+def test_arms_in_one_process(folder: Path) -> None:
+    """Arms that take over a first phase give the losses that they give alone."""
+    arms = ["LoRA, stacked r=16", "LoRA, trained on, 5% replay", "LoRA, one a phase"]
+    together = lines_of(folder, *arms, name="together")
+    alone = [line for arm in arms for line in lines_of(folder, arm)]
+    assert len(together) == len(alone) == 12
+    for one, other in zip(together, alone, strict=True):
+        names = ("arm", "phase", "losses", "trainable_parameters", "losses_composed", "bleu_direct")
+        assert all(one.get(name) == other.get(name) for name in names)
 
 
 @pytest.mark.slow
