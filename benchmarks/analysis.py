@@ -24,6 +24,7 @@ from common import (
     DEVELOPMENT,
     KNOCK_OUT,
     RESULTS,
+    add_base_options,
     append_result,
     languages_of,
     plain_text_loss,
@@ -206,14 +207,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--pairs", nargs="+", default=list(DIRECTIONS))
     parser.add_argument("--sentences", type=int, default=32, help="of each half, for stability")
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
+    add_base_options(parser)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     args = parser.parse_args()
     if args.data is None and "figures" in args.only:
         parser.error("--data is needed for the figures; --only stability does without")
-    model, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device)
+    model, tokenizer = load_base(args.model, getattr(torch, args.dtype), args.device, args.attention)
     args.output.mkdir(parents=True, exist_ok=True)
     if "stability" in args.only:
         append_result(args.output / "detection_stability.jsonl", stability(model, tokenizer, args))

@@ -22,7 +22,16 @@ from typing import Any, NamedTuple
 
 import torch
 from adapters import lora
-from common import CALIBRATION, append_result, languages_of, read_flores, read_results, read_test, read_training_rows
+from common import (
+    CALIBRATION,
+    add_base_options,
+    append_result,
+    languages_of,
+    read_flores,
+    read_results,
+    read_test,
+    read_training_rows,
+)
 from peft import get_peft_model
 from runs import Run, Test
 from workbench import Workbench
@@ -271,10 +280,7 @@ class Growth:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, flores200/ and test/")
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
+    add_base_options(parser)
     parser.add_argument("--score-batch", type=int, default=30, help="sentences that are translated together")
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS).replace("%", "%%")

@@ -180,6 +180,7 @@ def print_tables(found: dict[str, Results], scale: Scale, args: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_scale_options(parser)
+    parser.add_argument("--model", default="demo", help="whose runs, by the last part of its name")
     parser.add_argument("--data", type=Path, help="folder with the test sets, for tests of significance")
     parser.add_argument("--latex", action="store_true", help="LaTeX in place of Markdown")
     parser.add_argument("--figures", type=Path, help="folder that figures are drawn into, PNG and SVG")

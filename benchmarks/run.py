@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from common import RESULTS, append_result, read_results
+from common import RESULTS, add_base_options, append_result, read_results
 from experiments import DIRECTIONS, EXPERIMENTS, Scale, by_rate, plan
 from runs import Run
 from workbench import Workbench, execute_here, open_here
@@ -42,9 +42,6 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-lines", type=int, nargs=2, default=[201, 260], help="FLORES lines to score")
     parser.add_argument("--development-only", action="store_true", help="score nothing; measure the development loss")
     parser.add_argument("--news-lines", type=int, nargs=2, help="lines of newstest2014 and newstest2016 to score")
-    parser.add_argument(
-        "--model", default="demo", help="'demo', a GGUF file, a folder or a Hub id; results know it by its last part"
-    )
     parser.add_argument(
         "--results", type=Path, default=RESULTS / "paper.jsonl", help="JSON lines (default: %(default)s)"
     )
@@ -123,9 +120,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/, flores200/ and test/")
     add_scale_options(parser)
     parser.add_argument("--labels", nargs="+", help="only these runs of the experiments, as the tables call them")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
+    add_base_options(parser)
     parser.add_argument("--score-batch", type=int, default=30, help="sentences that are translated together")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the threads")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import append_result
+from common import add_base_options, append_result
 from contenders import CONTENDERS, Bench
 from measures import GROWTH, SECTIONS, grow, memory_of
 from random_base import SHAPES
@@ -27,12 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="'demo' (Gemma 3 270M), a folder or a Hub id")
+    add_base_options(parser, dtype="bfloat16")
     parser.add_argument("--shape", choices=["gemma-270m", *SHAPES], help="random weights of this shape instead")
     parser.add_argument("--layers", type=int, help="number of layers of a random shape")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate")

@@ -234,7 +234,8 @@ class NeuronBlocks(Blocks):
             # blocks of added languages may be on neurons of the general one, and of one another
             put = empty.index_copy if len(blocks) == 1 else empty.index_add
             down, up = factor_a.to(dtype), put(0, place, own.to(dtype))
-            updates.append(Update(up.t(), down.t(), scale=scale) if is_output else Update(down, up, scale=scale))
+            down, up = (up.t(), down.t()) if is_output else (down, up)
+            updates.append(Update.low_rank(down, up, scale=scale))
         return tuple(updates)
 
     def _used_blocks(

@@ -135,5 +135,6 @@ class LanderAttention(RoutedLayer):
                 continue
             for block, scale in team.blocks.used_by(team, role, dtype):
                 down, up = (factor.to(dtype) for factor in team.blocks.factors(role, block))
-                updates.append(Update(down, up, place=self.attention.rows(role, down.device), scale=scale))
+                place = self.attention.rows(role, down.device)
+                updates.append(Update.low_rank(down, up, place=place, scale=scale))
         return tuple(updates)

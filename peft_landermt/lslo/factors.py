@@ -119,7 +119,8 @@ class LanguageFactors(Blocks):
         if self.all_take_part:
             down = down + sum((weight * 0).sum() for weight in self.parameters())
         up = ups[0] if len(ups) == 1 else torch.cat(ups, dim=-1)
-        return Update(down.to(dtype), up.to(dtype), scale=scale, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return Update.low_rank(down.to(dtype), up.to(dtype), scale=scale, dropout=dropout)
 
     def _weighted(self, language: str, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """A times all that B A is multiplied by, and B."""

@@ -46,6 +46,16 @@ class Update:
     scale: torch.Tensor | None = None
     dropout: float = 0.0
 
+    @classmethod
+    def low_rank(cls, down: torch.Tensor, up: torch.Tensor, **rest: Any) -> Update:
+        """Make an update of two factors, each laid out so that its long side is contiguous.
+
+        On CPUs the backward pass through a thin matrix that lies the other way takes up to three times as long.
+        """
+        if down.device.type == "cpu":
+            down, up = down.contiguous(), up.mT.contiguous().mT
+        return cls(down, up, **rest)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type that the product is taken in."""
