@@ -24,8 +24,6 @@ from torch import nn
 from peft_landermt import NeuronMap, __version__
 from peft_landermt.ffn import find_ffns
 
-PAPER = {"general_rank": None, "car": "paper", "inactive_neurons": "drop"}
-"""The options of `LanderConfig.paper`."""
 CALIBRATION, GRADIENTS, DEVELOPMENT, SHOTS, KNOCK_OUT = (1, 32), (1, 8), (101, 140), (141, 145), (146, 165)
 """Lines of FLORES-200 devtest for neuron detection, for choosing layers by gradients, for the learning rate, for
 examples in the prompt and for silencing neurons. Lines up to 200 are never scored."""

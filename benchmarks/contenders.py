@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from adapters import adapt
-from common import PAPER
 from peft import get_peft_model
 from random_base import SHAPES, load_random
-from runs import ROUTED, Run
+from runs import PAPER, ROUTED, Run
 from torch import nn
 
 from peft_landermt import LanderConfig, NeuronMap, add_language_pairs, compose_language_pair, detect_neurons

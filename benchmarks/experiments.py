@@ -8,10 +8,9 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, get_args
 
-from common import PAPER
 from controls import CONTROLS
 from programme import PROGRAMME
-from runs import Run, Test
+from runs import FFNS_ALONE, PAPER, Run, Test
 
 from peft_landermt.detection.layers import ActivationStatistic
 
@@ -66,7 +65,8 @@ LEARNING_RATES = {
     "lora-ffn": (5e-4, 1e-3, 2e-3),
     "lora-attention": (5e-4, 1e-3, 2e-3),
     "adapter-lora": (1e-4, 2e-4, 5e-4),
-    "lander": (5e-4, 1e-3, 2e-3),
+    "lander": (2e-4, 5e-4, 1e-3),
+    "lander, FFNs alone": (5e-4, 1e-3, 2e-3),
     "lander-lora": (5e-4, 1e-3, 2e-3),
     "lander, rows": (3e-5, 1e-4, 3e-4),
 }
@@ -77,7 +77,18 @@ LITERAL = {"activation_statistic": "mean", "normalize_awareness": False}
 
 
 def baseline(method: str, scale: Scale, **changes: Any) -> Run:
-    return Run(method, scale.pairs, scale.rows, _learning_rates(method, scale), scale.search_rows, **changes)
+    run = Run(method, scale.pairs, scale.rows, search_rows=scale.search_rows, **changes)
+    rates = LEARNING_RATES.get(_kind(run), ())
+    return replace(run, learning_rates=rates if scale.search_rows else rates[1:2])
+
+
+def _kind(run: Run) -> str:
+    """The name of a run's learning rates."""
+    if run.method != "lander":
+        return run.method
+    if run.form == "rows":
+        return "lander, rows"
+    return "lander" if run.options["attention_modules"] else "lander, FFNs alone"
 
 
 def lora_on_ffns(scale: Scale) -> Run:
@@ -87,18 +98,12 @@ def lora_on_ffns(scale: Scale) -> Run:
 
 def lander(scale: Scale, detection: dict[str, Any] | None = None, **options: Any) -> Run:
     """LANDeRMT with the library's defaults, but for what is named."""
-    run = baseline("lander", scale, detection={**_detection(scale), **(detection or {})}, options=options)
-    return replace(run, learning_rates=_learning_rates("lander, rows", scale)) if run.form == "rows" else run
+    return baseline("lander", scale, detection={**_detection(scale), **(detection or {})}, options=options)
 
 
 def _detection(scale: Scale) -> dict[str, Any]:
     statistic = scale.activation_statistic
     return {"num_layers": scale.num_layers, **({} if statistic == "mean" else {"activation_statistic": statistic})}
-
-
-def _learning_rates(method: str, scale: Scale) -> tuple[float, ...]:
-    rates = LEARNING_RATES.get(method, ())
-    return rates if scale.search_rows else rates[1:2]
 
 
 def table1(scale: Scale) -> list[Named]:
@@ -146,6 +151,7 @@ def choices(scale: Scale) -> list[Named]:
 def rates(scale: Scale) -> list[Named]:
     """Every method at each of its learning rates, also with attention alone or beside; LANDeRMT's rows at parts of it,
     or not tuned."""
+    on_ffns = lander(scale, **FFNS_ALONE)
     runs = {
         "Full finetuning": baseline("full", scale),
         "Adapter": baseline("adapter", scale),
@@ -153,14 +159,15 @@ def rates(scale: Scale) -> list[Named]:
         "LoRA on the same FFNs": lora_on_ffns(scale),
         "LoRA on attention": baseline("lora-attention", scale),
         "Adapter-LoRA": baseline("adapter-lora", scale),
-        "LANDeRMT with LoRA on attention": replace(lander(scale), method="lander-lora"),
-        **{f"rows at {ratio:g}": replace(lander(scale), trainer={"row_lr_ratio": ratio}) for ratio in ROWS_AT},
-        "general neurons": lander(scale, tune="general"),
+        "LANDeRMT": lander(scale),
+        "LANDeRMT with LoRA on attention": replace(on_ffns, method="lander-lora"),
+        **{f"FFNs, rows at {ratio:g}": replace(on_ffns, trainer={"row_lr_ratio": ratio}) for ratio in ROWS_AT},
+        "FFNs, general neurons": lander(scale, **FFNS_ALONE, tune="general"),
     }
     return [
         Named(f"{label}, lr={rate:g}", replace(run, learning_rates=(rate,)))
         for label, run in runs.items()
-        for rate in LEARNING_RATES[run.method]
+        for rate in LEARNING_RATES[_kind(run)]
     ]
 
 

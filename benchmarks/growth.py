@@ -51,8 +51,15 @@ FIRST = ("de", "fr")
 ORDERS = {"zh ar": ("zh", "ar"), "ar zh": ("ar", "zh")}
 COMPOSED = ("de-fr", "fr-de", "de-zh", "zh-de")
 FIRST_TEST_LINE = 201
-LANDER = {"attention_modules": ["v", "o"], "projections": "output", "general_rank": 16, "specific_rank": 4}
-"""The form of the adapter that grows."""
+LANDER = {
+    **{"attention_modules": ["v", "o"], "attention_layers": "all", "attention_rank": 16},
+    **{"projections": "output", "general_rank": 16, "specific_rank": 4},
+}
+EVERYWHERE = {
+    **{"attention_modules": ["q", "k", "v", "o"], "attention_layers": "all", "attention_rank": 6},
+    **{"projections": "all", "general_rank": 6, "specific_rank": 2},
+}
+"""Forms of the adapter that grows."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ ARMS = {
     ),
     "grown r=4, specific neurons": Arm("grow", options={"tune": "specific"}, first=LANDER),
     "grown r=4, all projections at first": Arm("grow", rates=(5e-4, 1e-3), first={**LANDER, "projections": "all"}),
-    "grown r=4, the defaults at first": Arm("grow"),
+    "grown r=4, all linear layers at first": Arm("grow", first=EVERYWHERE),
     "LoRA, trained on": Arm("train on", rates=(5e-4, 1e-4)),
     "LoRA, trained on, 5% replay": Arm("train on", rates=(5e-4, 1e-4), replay=0.05),
     "LoRA, one a phase": Arm("anew"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import read_results
 from programme import LINEAR
-from runs import LANDER, Run
+from runs import FFNS_ALONE, LANDER, Run
 
 Line = dict[str, Any]
 
@@ -65,7 +65,10 @@ def label(line: Line) -> str:
     parts += [
         f"{name}={value}" for name, value in detection.items() if (name, value) != ("activation_statistic", "mean")
     ]
-    parts += [shown for name, value in line.get("options", {}).items() if (shown := _option(name, value))]
+    options = line.get("options", {})
+    if line["method"] in LANDER:
+        options = _told(options)
+    parts += [shown for name, value in options.items() if (shown := _option(name, value))]
     if line["method"] in LANDER:
         run = Run.from_dict(line)
         if run.form == "both" and "rows" in run.rates:
@@ -77,6 +80,17 @@ def label(line: Line) -> str:
     if line.get("pruning"):
         parts.append(f"pruned by {line['pruning']['ratio']:g}")
     return ", ".join([*parts, *([line["control"]] if line.get("control") else [])])
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of LANDeRMT that a label tells, form first: what differs from factors of rank 16 and whole rows of
+    specific neurons, on all projections of FFNs alone; and with attention always that of neurons."""
+    usual = {**FFNS_ALONE, "attention_layers": "all", "attention_rank": 16}
+    told = {name: value for name, value in options.items() if name not in usual or value != usual[name]}
+    if options["attention_modules"]:
+        told |= {name: options[name] for name in ("projections", "specific_rank")}
+    order = ["attention_modules", "attention_layers", "attention_rank", "projections", "general_rank", "specific_rank"]
+    return {name: told[name] for name in [*(name for name in order if name in told), *told]}
 
 
 def _option(name: str, value: Any) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runs import FFNS_ALONE
+
 Arms = dict[str, dict[str, Any]]
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,9 +57,10 @@ def placed(
 ) -> dict[str, Any]:
     """LANDeRMT with factors in the attention of all layers, B at `b` times the rate of A, as LoRA with an alpha of `b`
     r has it; of a pair's FFNs, the k relevant ones."""
-    options = {"projections": "output", "specific_rank": 4, **options}
+    form = {**FFNS_ALONE, "projections": "output", "specific_rank": 4}
     if attention:
-        options = {"attention_modules": attention.split(), "attention_layers": "all", **options}
+        form |= {"attention_modules": attention.split(), "attention_layers": "all", "attention_rank": 16}
+    options = {**form, **options}
     made = lander(rates, options=options, trainer={"rates": {"factors_b": b}}, control=control)
     return {**made, "detection": {"num_layers": k}}
 
@@ -106,10 +109,10 @@ DECIDING: Arms = {
 """What is left of LANDeRMT, and LoRA's best, for larger tables; two rates for each."""
 
 FORMS: Arms = {
-    "LANDER": lander([1e-3, 5e-4, 2e-3]),
-    "LANDER, general neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "general"}),
-    "LANDER, all neurons": lander([1e-3, 5e-4, 2e-3], options={"tune": "layers"}),
-    "LANDER, random neurons": lander([1e-3, 5e-4, 2e-3], control="random neurons"),
+    "LANDER": lander([1e-3, 5e-4, 2e-3], options=FFNS_ALONE),
+    "LANDER, general neurons": lander([1e-3, 5e-4, 2e-3], options={**FFNS_ALONE, "tune": "general"}),
+    "LANDER, all neurons": lander([1e-3, 5e-4, 2e-3], options={**FFNS_ALONE, "tune": "layers"}),
+    "LANDER, random neurons": lander([1e-3, 5e-4, 2e-3], options=FFNS_ALONE, control="random neurons"),
 }
 """LANDeRMT on all 18 layers of Gemma 3 270M, with all neurons and with random ones as its controls."""
 

@@ -7,8 +7,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from peft_landermt import LanderConfig
+from peft_landermt.choices import Role
+
+FFNS_ALONE: Mapping[str, Any] = {
+    "general_rank": 16, "specific_rank": None, "projections": "all", "attention_modules": None
+}  # fmt: skip
+"""Factors of rank 16 on general neurons, whole rows on specific ones, nothing in attention: the first runs' form."""
+PAPER: Mapping[str, Any] = {
+    **FFNS_ALONE, "general_rank": None, "car": "paper", "inactive_neurons": "drop"
+}  # fmt: skip
+"""`LanderConfig.paper`."""
 UNTRAINED = ("zero-shot", "few-shot")
 LORA = ("lora", "lora-ffn", "lora-attention", "adapter-lora")
 LANDER = ("lander", "lander-lora")
@@ -66,6 +77,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: must be one of {', '.join(METHODS)}.")
+        if self.method in LANDER:  # as a run of LANDeRMT names its form, it means the same under other defaults
+            object.__setattr__(self, "options", {**self.options, **_rest_of_form(self.options)})
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -88,10 +101,13 @@ class Run:
     @property
     def form(self) -> str:
         """What LANDeRMT's deltas are: `rows`, `factors` or `both`."""
-        tune = self.options.get("tune", "pair")
-        if tune == "specific" or self.options.get("general_rank", 16) is None:
-            return "rows"
-        return "both" if tune == "pair" else "factors"
+        tuned = {"pair": ("general", "specific"), "specific": ("specific",)}.get(
+            self.options.get("tune", "pair"), ("general",)
+        )
+        in_rows = [self.options[f"{group}_rank"] is None for group in tuned]
+        if self.options["attention_modules"]:
+            in_rows.append(False)
+        return "rows" if all(in_rows) else "both" if any(in_rows) else "factors"
 
     @property
     def detects(self) -> bool:
@@ -116,6 +132,16 @@ class Run:
         if self.method in UNTRAINED:
             values = {"method": self.method}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _rest_of_form(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What options leave to the defaults of `LanderConfig`, of those that say where and in what form it tunes."""
+    config = LanderConfig()
+    form = {name: getattr(config, name) for name in FFNS_ALONE}
+    form["attention_modules"] = None if options.get("tune") == "specific" else list(get_args(Role))
+    if options.get("attention_modules", form["attention_modules"]):
+        form |= {name: getattr(config, name) for name in ("attention_layers", "attention_rank")}
+    return {name: value for name, value in form.items() if name not in options}
 
 
 @dataclass(frozen=True)

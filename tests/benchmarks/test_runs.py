@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from peft_landermt import TranslationCollator
+from peft_landermt import LanderConfig, TranslationCollator
 
 from ..versions import PEFT_BEFORE_0_21
 from .helpers import SCRIPTS, run_script
@@ -31,7 +31,7 @@ KEYED = {"paper.jsonl": 21, "rates.jsonl": 75}
 def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     return SimpleNamespace(
-        **{name: importlib.import_module(name) for name in ("runs", "workbench", "epochs", "programme")}
+        **{name: importlib.import_module(name) for name in ("runs", "workbench", "epochs", "programme", "calls")}
     )
 
 
@@ -74,6 +74,22 @@ def test_what_matters_to_a_run_is_in_its_key(scripts: SimpleNamespace) -> None:
     assert all(scripts.runs.Run.from_dict(run.to_dict()).key == run.key for run in runs)
     with pytest.raises(ValueError, match="method='lorra': must be one of zero-shot, "):
         scripts.runs.Run("lorra", PAIRS)
+
+
+def test_runs_of_landermt_name_their_form(scripts: SimpleNamespace) -> None:
+    """So that they mean the same when the library's defaults change, and the paper's is the paper's."""
+    options = scripts.runs.Run("lander", PAIRS, options={"general_rank": 3}).options
+    default = LanderConfig()
+    assert options["general_rank"] == 3 and options["specific_rank"] == default.specific_rank
+    assert options["attention_modules"] == ["q", "k", "v", "o"] and options["attention_rank"] == default.attention_rank
+    assert "attention_rank" not in scripts.runs.Run("lander", PAIRS, options=scripts.runs.FFNS_ALONE).options
+    assert scripts.runs.Run("lander", PAIRS, options={"tune": "specific"}).options["attention_modules"] is None
+    found = scripts.calls.make_neuron_map(10, 4)
+    assert LanderConfig(neuron_map=found, **scripts.runs.PAPER) == LanderConfig.paper(neuron_map=found)
+    for path in (SCRIPTS / "results").glob("*.jsonl"):
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if line.get("method") in scripts.runs.LANDER:
+                assert line["options"].keys() >= scripts.runs.FFNS_ALONE.keys(), path.name
 
 
 METHODS = [
