@@ -16,6 +16,7 @@ from torch import nn
 
 from peft_landermt import LanderConfig, NeuronMap, add_language_pairs, compose_language_pair, detect_neurons
 from peft_landermt.demo import load_base, load_demo_corpus
+from peft_landermt.detection import select_layers
 
 LANGUAGES = ["en", "de", "fr", "it", "ar", "zh"]
 PAIRS = [pair for other in LANGUAGES[1:] for pair in (f"en-{other}", f"{other}-en")]
@@ -23,23 +24,21 @@ OLD, ADDED, COMPOSED = PAIRS[:4], ["en-zh", "zh-en"], "de-zh"
 """Pairs of an adapter that grew."""
 
 FORMS: dict[str, dict[str, Any]] = {
-    "lander": {"general_rank": None},
-    "lander-r16": {"general_rank": 16},
-    "lander-default": {},
+    "lander": {"method": "lander"},
+    "paper": {"method": "lander", "options": PAPER, "detection": {"num_layers": 4}},
+    "lslo": {"method": "lslo", "options": {"rank": 16}},
 }
+"""LANDeRMT with the library's defaults and in all layers; in the paper's form, in four; and LSLo with LoRA's rank."""
 CONTENDERS = {
     "base": Run("zero-shot", tuple(PAIRS)),
     **{name: Run(name, tuple(PAIRS)) for name in ("full", "lora", "shira")},
-    **{f"lora-ffn-{pairs}": Run("lora-ffn", tuple(PAIRS[:pairs])) for pairs in (1, 10)},
     **{
-        f"{form}-{pairs}": Run("lander", tuple(PAIRS[:pairs]), options=options)
-        for form, options in FORMS.items()
+        f"{form}-{pairs}": Run(pairs=tuple(PAIRS[:pairs]), **fields)
+        for form, fields in FORMS.items()
         for pairs in (1, 4, 10)
     },
-    **{f"lslo-{pairs}": Run("lslo", tuple(PAIRS[:pairs]), options={"rank": 16}) for pairs in (1, 10)},
-    **{f"lander-paper-{pairs}": Run("lander", tuple(PAIRS[:pairs]), options=PAPER) for pairs in (1, 10)},
 }
-"""The number in a name is that of the pairs whose adapter, or whose layers, it is."""
+"""The number in a name is that of the pairs whose adapter it is."""
 
 
 class Bench:
@@ -56,7 +55,7 @@ class Bench:
         self.base.requires_grad_(False).eval()
         corpus = load_demo_corpus()
         self.sentences = {language: corpus.calibration[language][: args.sentences] for language in LANGUAGES}
-        self.num_layers = num_layers or args.num_layers
+        self.num_layers = num_layers  # of all forms, whatever their own is
         if args.neuron_map is not None and args.neuron_map.exists():
             self.neuron_map = NeuronMap.load(args.neuron_map)
         else:
@@ -68,9 +67,7 @@ class Bench:
         self.batch = self.make_batch(args.batch_size)
 
     def detect(self) -> NeuronMap:
-        return detect_neurons(
-            self.base, self.tokenizer, self.sentences, PAIRS, num_layers=self.num_layers, progress=False
-        )
+        return detect_neurons(self.base, self.tokenizer, self.sentences, PAIRS, num_layers=1, progress=False)
 
     def make_batch(self, rows: int) -> dict[str, torch.Tensor]:
         """Running text, cut into rows."""
@@ -85,7 +82,8 @@ class Bench:
         """Put a method's adapter into a base, in place."""
         if run.method == "zero-shot":
             base.enable_input_require_grads()  # trained, it is the pass that every adapter needs at least
-        return adapt(base.requires_grad_(run.method == "full"), run, self.neuron_map)
+        count = self.num_layers or run.detection.get("num_layers", "all")
+        return adapt(base.requires_grad_(run.method == "full"), run, select_layers(self.neuron_map, count))
 
     def make(self, name: str, own_weights: bool = False) -> Any:
         """A contender on the shared base weights, or on a copy of them where they will be written."""
@@ -95,7 +93,7 @@ class Bench:
 
     def grown(self) -> Any:
         """An adapter of `OLD` to which `ADDED` were added and `COMPOSED` was composed."""
-        base, options = self.view(), {"num_layers": self.num_layers, "progress": False}
+        base, options = self.view(), {"num_layers": "all", "progress": False}
 
         def detect(languages: list[str], pairs: list[str], **more: Any) -> NeuronMap:
             sentences = {language: self.sentences[language] for language in languages}

@@ -21,7 +21,7 @@ from contenders import ADDED, COMPOSED, CONTENDERS, FORMS, OLD, PAIRS, Bench, sp
 from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter as peft_hotswap_adapter
 from random_base import SHAPES
-from runs import Run
+from runs import ROUTED, Run
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments
@@ -73,7 +73,7 @@ def trainer(bench: Bench) -> Measures:
     steps = {}
     with tempfile.TemporaryDirectory() as folder:
         options = {"output_dir": folder, "report_to": [], "use_cpu": bench.device == "cpu", "save_strategy": "no"}
-        for name in ("full", "lora", "lora-ffn-1", "lander-1", "lander-10", "lander-r16-1", "lander-r16-10"):
+        for name in ("full", "lora", "lander-1", "lander-10", "lslo-1", "lslo-10"):
             model = bench.make(name).train()
             through = LanderTrainer(model, TrainingArguments(**options), data_collator=default_data_collator)
             pairs = spread_over(list(CONTENDERS[name].pairs), len(bench.batch["input_ids"]))
@@ -117,7 +117,7 @@ def memory_of(bench: Bench, name: str) -> int:
 def inference(bench: Bench) -> Measures:
     """Forward and greedy decoding of one row, with adapters active, merged and disabled."""
     models = {"base": bench.view()}
-    for name in ("lora", "shira", "lander-1", "lander-r16-1", "lander-paper-1"):
+    for name in ("lora", "shira", "lander-1", "paper-1", "lslo-1"):
         models[f"{name} active"] = bench.make(name)
         models[f"{name} merged"] = bench.make(name, own_weights=True).merge_and_unload()
         models[f"{name} disabled"] = bench.make(name)
@@ -148,9 +148,9 @@ def load_all(bench: Bench, folders: Mapping[str, Path]) -> PeftModel:
 
 
 def save_ten(bench: Bench, name: str, output: Path) -> dict[str, Path]:
-    """Ten pair adapters as folders: a LANDeRMT adapter split, or one LoRA adapter ten times."""
+    """Ten pair adapters as folders: one of ours split, or one LoRA adapter ten times."""
     model = bench.make(name)
-    if CONTENDERS[name].method == "lander":
+    if CONTENDERS[name].method in ROUTED:
         return split_adapter(model, output)
     for pair in PAIRS:
         model.save_pretrained(str(output / pair))
@@ -167,7 +167,7 @@ def mixed(bench: Bench) -> Measures:
     """Forward of a batch whose rows come from 1, 2, 5 and 10 pairs."""
     rows = 4 * bench.args.batch_size
     inputs = _forward_inputs(bench, rows)
-    models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in (*FORMS, "lslo")}}
+    models = {"base": bench.view(), **{f"{form}-10": bench.make(f"{form}-10") for form in FORMS}}
     calls = {"base": lambda: models["base"](**inputs)}
     with tempfile.TemporaryDirectory() as folder:
         models["lora"] = load_all(bench, save_ten(bench, "lora", Path(folder)))
@@ -197,8 +197,8 @@ def adapters(bench: Bench) -> Measures:
     switch, load, swap, undo = {}, {}, {}, {}
     sizes: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in ("lora", "lora-ffn-1", "lander-10", "lander-r16-10"):
-            ours = CONTENDERS[name].method == "lander"
+        for name in ("lora", "lander-10", "paper-10", "lslo-10"):
+            ours = CONTENDERS[name].method in ROUTED
             folders = save_ten(bench, name, Path(temporary) / name)
             ten, one = load_all(bench, folders), load_all(bench, {PAIRS[0]: folders[PAIRS[0]]})
             following = itertools.cycle(PAIRS)
@@ -213,7 +213,7 @@ def adapters(bench: Bench) -> Measures:
             exchange = hotswap_adapter if ours else peft_hotswap_adapter
             swap[name] = lambda ten=ten, folder=folders[PAIRS[0]], exchange=exchange: exchange(ten, folder, PAIRS[0])
             sizes[f"{name}, one of its pairs" if ours else name] = [file.stat().st_size]
-        for name in ("shira", "lander-10", "lander-r16-10"):
+        for name in ("shira", "lander-10", "paper-10", "lslo-10"):
             bench.make(name).save_pretrained(temporary)
             sizes[name] = [(Path(temporary) / WEIGHTS).stat().st_size]
         repeats = max(bench.repeats, 20)
@@ -278,8 +278,8 @@ def grow(args: argparse.Namespace, axis: str, value: int) -> dict[str, Any]:
         pairs = value
     bench = Bench(chosen, num_layers=layers, **options)
     names = ["base", "full", "lora"]
-    for form, form_options in FORMS.items():
-        CONTENDERS[form] = Run("lander", tuple(PAIRS[:pairs]), options=form_options)
+    for form, fields in FORMS.items():
+        CONTENDERS[form] = Run(pairs=tuple(PAIRS[:pairs]), **fields)
         names.append(form)
     measures = training(bench, names)
     inputs = {"input_ids": bench.batch["input_ids"], "use_cache": False}

@@ -1,4 +1,4 @@
-"""Time, memory and size of LANDeRMT beside full finetuning, LoRA, SHiRA and the base model.
+"""Time, memory and size of LANDeRMT and LSLo beside full finetuning, LoRA, SHiRA and the base model.
 
     python benchmarks/speed.py --output benchmarks/results/speed.jsonl   # Gemma 3 270M
     python benchmarks/speed.py --shape tiny --repeats 3                  # random weights, seconds
@@ -34,7 +34,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate")
     parser.add_argument("--sentences", type=int, default=16, help="calibration sentences of each language")
-    parser.add_argument("--num-layers", type=int, default=4, help="relevant layers of a pair")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
     parser.add_argument(
