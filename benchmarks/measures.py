@@ -91,7 +91,7 @@ def memory(bench: Bench) -> Measures:
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "map.safetensors"
         bench.neuron_map.save(saved)
-        for name in CONTENDERS:
+        for name in bench.args.contenders:
             command = [sys.executable, sys.argv[0], *sys.argv[1:], "--neuron-map", str(saved), "--memory-of", name]
             printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             grown[name] = [json.loads(printed.splitlines()[-1])]

@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which measurements")
     parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whose training steps"
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whose training steps and memory"
     )
     parser.add_argument("--grow", nargs="*", choices=GROWTH, help="measure growth along these axes instead, or all")
     parser.add_argument("--neuron-map", type=Path, help="use this map; made where there is none yet")
