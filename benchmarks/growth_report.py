@@ -7,6 +7,7 @@ python benchmarks/growth_report.py --results growth.jsonl
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +32,7 @@ def runs_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def losses(run: dict[str, Any]) -> list[Any]:
-    """A row: the first pairs' mean loss at first and at the end, then the same of the pairs of every later phase."""
+    """A row: mean losses of all pairs at the end; of the first pairs when they were new and at the end; and so on."""
     phases = [run["phases"][number] for number in sorted(run["phases"])]
     cells: list[Any] = []
     for phase in phases:
@@ -43,6 +44,7 @@ def losses(run: dict[str, Any]) -> list[Any]:
         f"{run['rate']:g}",
         run["seed"],
         later,
+        f"{_mean_of(phases[-1], phases[-1]['losses']):.4f}",
         *cells,
         f"{fmean(run['losses_composed'].values()):.4f}",
     ]
@@ -51,14 +53,14 @@ def losses(run: dict[str, Any]) -> list[Any]:
 def loss_table(runs: list[dict[str, Any]]) -> str:
     """Mean development losses; runs of one setting, joint ones aside, which have a single phase."""
     languages = runs[0]["order"].split()
-    header = ["arm", "rate", "seed", "trained a phase, M", "de fr, new", "de fr, end"]
+    header = ["arm", "rate", "seed", "trained a phase, M", "all, end", "de fr, new", "de fr, end"]
     header += [f"{languages[0]}, new", f"{languages[0]}, end", f"{languages[1]}, new", "composed"]
     return table(header, [losses(run) for run in runs if len(run["phases"]) == 3])
 
 
 def mean_table(runs: list[dict[str, Any]]) -> str:
-    """Mean development losses over the runs of an arm, which differ in order and seed: of the first pairs, of those
-    that came second, and of Chinese and Arabic when they were new."""
+    """Mean development losses over the runs of an arm, which differ in order and seed: of all pairs at the end, of the
+    first pairs, of those that came second, and of Chinese and Arabic when they were new."""
     arms: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for run in runs:
         if len(run["phases"]) == 3:
@@ -70,6 +72,7 @@ def mean_table(runs: list[dict[str, Any]]) -> str:
         for phase in (phase for _, *later in phases for phase in later):
             new.setdefault(phase["pairs"][0][-2:], []).append(_mean_of(phase, phase["pairs"]))
         measured = [
+            [_mean_of(last, last["losses"]) for *_, last in phases],
             [_mean_of(first, first["pairs"]) for first, *_ in phases],
             [_mean_of(last, first["pairs"]) for first, _, last in phases],
             [_mean_of(second, second["pairs"]) for _, second, _ in phases],
@@ -80,11 +83,11 @@ def mean_table(runs: list[dict[str, Any]]) -> str:
         ]
         trained = max(three[1]["trainable_parameters"] for three in phases) / 1e6
         rows.append([arm, f"{rate:g}", str(len(found)), trained, *(f"{fmean(values):.4f}" for values in measured)])
-    header = ["arm", "rate", "runs", "trained a phase, M", "first pairs, new", "at the end", "second pairs, new"]
-    return table([*header, "at the end", "zh, new", "ar, new", "composed"], rows)
+    header = ["arm", "rate", "runs", "trained a phase, M", "all, end", "first pairs, new", "at the end"]
+    return table([*header, "second pairs, new", "at the end", "zh, new", "ar, new", "composed"], rows)
 
 
-def _mean_of(phase: dict[str, Any], pairs: list[str]) -> float:
+def _mean_of(phase: dict[str, Any], pairs: Iterable[str]) -> float:
     return fmean(phase["losses"][pair] for pair in pairs)
 
 

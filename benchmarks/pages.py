@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md and docs/experiments.md from the lines of benchmarks/results.
+"""Write the tables of docs/results.md, experiments.md and performance.md from the lines of benchmarks/results.
 
     python benchmarks/pages.py                     # fills the tables, and draws docs/figures/loss_by_size.svg
     python benchmarks/pages.py --check             # changes nothing; tells what is not up to date
@@ -23,9 +23,10 @@ from common import RESULTS, read_results, table
 from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
 from seeds import choices, over_seeds
+from speed_report import by_setting, growth_table, measure_table, target_table
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("results.md", "experiments.md")
+PAGES = ("results.md", "experiments.md", "performance.md")
 BLOCK = re.compile(r"(<!-- (\w[\w ]*?) (\S+\.jsonl?)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", flags=re.S)
 Wanted = Mapping[str, str]
 
@@ -174,6 +175,22 @@ def growth(path: Path, wanted: Wanted) -> str:
     return tables.get(wanted.get("of", ""), loss_table)(runs_of(lines))
 
 
+def speed(path: Path, wanted: Wanted) -> str:
+    """Costs on one model: a measure `of=`, by its title with underscores, or all targets."""
+    key = tuple(wanted[name] for name in ("model", "dtype", "device"))
+    measures, tokens = by_setting(read_results(path))[key]
+    titles = {measure.replace(" ", "_"): measure for measure in measures}
+    if "of" not in wanted:
+        return target_table(measures)
+    return measure_table(titles[wanted["of"]], measures[titles[wanted["of"]]], tokens)
+
+
+def along(path: Path, wanted: Wanted) -> str:
+    """How costs grow along an axis."""
+    found = [line for line in read_results(path) if line["section"] == "growth" and line["axis"] == wanted["axis"]]
+    return growth_table(found)
+
+
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "runs": runs,
     "directions": directions,
@@ -184,6 +201,8 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "choices": lambda path, wanted: choices(select(path, wanted)),
     "quickstart": quickstart,
     "stability": stability,
+    "speed": speed,
+    "along": along,
 }
 
 

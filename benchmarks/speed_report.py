@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from common import RESULTS, read_results, table
 
+Measures = dict[str, dict[str, list[float]]]
+
 
 class Target(NamedTuple):
     """A goal for one measurement of speed.py, as a ratio to another one of the same run, or absolute."""
@@ -94,7 +96,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return lower, middle, upper
 
 
-def check(target: Target, measures: dict[str, dict[str, list[float]]]) -> list[str] | None:
+def check(target: Target, measures: Measures) -> list[str] | None:
     """What was measured for a target, and whether it holds; None where it was not measured.
 
     Ratios are taken within each repetition, so that what slows the machine for a while cancels out.
@@ -113,24 +115,31 @@ def check(target: Target, measures: dict[str, dict[str, list[float]]]) -> list[s
     return [target.what, wanted, numbers[0], "yes" if holds[target.kind] else "no", *numbers[1:]]
 
 
-def speed_tables(results: list[dict[str, Any]]) -> str:
-    """Targets and all measurements of speed.py; of several runs of one section with one model, the last."""
-    runs: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
-    settings: dict[tuple[str, str, str], dict[str, Any]] = {}
+def by_setting(results: list[dict[str, Any]]) -> dict[tuple[str, ...], tuple[Measures, int]]:
+    """What was measured for every model, dtype and device, and the tokens of a batch; of several runs of one section
+    the last counts."""
+    runs: dict[tuple[str, ...], tuple[Measures, int]] = {}
     for result in results:
-        if result["section"] == "growth":
-            continue
-        key = tuple(result["settings"][name] for name in ("model", "dtype", "device"))
-        settings[key] = result["settings"]
-        measures = {f"{result['section']} {name}": values for name, values in result["measures"].items()}
-        runs.setdefault(key, {}).update(measures)
+        if result["section"] != "growth":
+            settings = result["settings"]
+            key = (Path(settings["model"]).name, settings["dtype"], settings["device"])
+            measures = runs.setdefault(key, ({}, settings["batch_size"] * settings["length"]))[0]
+            measures |= {f"{result['section']} {name}": values for name, values in result["measures"].items()}
+    return runs
+
+
+def target_table(measures: Measures) -> str:
+    """What holds of the targets that were measured."""
+    checked = [row for target in targets() if (row := check(target, measures)) is not None]
+    header = ["what", "target", "measured", "holds", "min", "lower quartile", "upper quartile"]
+    return table(header, checked) if checked else ""
+
+
+def speed_tables(results: list[dict[str, Any]]) -> str:
+    """Targets and all measurements of speed.py."""
     parts = []
-    for key, measures in runs.items():
-        parts.append(f"### {', '.join(key)}")
-        checked = [row for target in targets() if (row := check(target, measures)) is not None]
-        header = ["what", "target", "measured", "holds", "min", "lower quartile", "upper quartile"]
-        parts += [table(header, checked)] if checked else []
-        tokens = settings[key]["batch_size"] * settings[key]["length"]
+    for key, (measures, tokens) in by_setting(results).items():
+        parts += [f"### {', '.join(key)}", *filter(None, [target_table(measures)])]
         parts += [measure_table(measure, found, tokens) for measure, found in measures.items()]
     growth = [result for result in results if result["section"] == "growth"]
     return "\n\n".join(parts + ([growth_table(growth)] if growth else []))

@@ -41,6 +41,12 @@ def test_random_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert torch.isfinite(model(input_ids=torch.tensor([ids])).logits).all()
 
 
+def test_thin_products(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_script(monkeypatch, "thin.py", "--tokens", "2", "--repeats", "2")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 24 and all(float(cell.strip(" |")) > 0 for row in rows for cell in row[2:])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 def test_serving() -> None:

@@ -23,7 +23,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("pages")
 
 
-@pytest.mark.parametrize("name", ["results.md", "experiments.md"])
+@pytest.mark.parametrize("name", ["results.md", "experiments.md", "performance.md"])
 def test_tables_are_those_of_the_results(pages: ModuleType, name: str) -> None:
     """`python benchmarks/pages.py` makes them so."""
     text = (DOCS / name).read_text(encoding="utf-8")
