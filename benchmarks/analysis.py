@@ -24,7 +24,6 @@ from common import (
     DEVELOPMENT,
     KNOCK_OUT,
     RESULTS,
-    add_base_options,
     append_result,
     languages_of,
     plain_text_loss,
@@ -33,6 +32,7 @@ from common import (
     table,
 )
 from experiments import DIRECTIONS
+from run import add_base_options
 from torch import nn
 
 from peft_landermt import NeuronMap, detect_neurons

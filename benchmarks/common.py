@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import json
@@ -29,14 +28,6 @@ CALIBRATION, GRADIENTS, DEVELOPMENT, SHOTS, KNOCK_OUT = (1, 32), (1, 8), (101, 1
 examples in the prompt and for silencing neurons. Lines up to 200 are never scored."""
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "sacrebleu")
-
-
-def add_base_options(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
-    """Add options that name a base and say how it runs."""
-    parser.add_argument("--model", default="demo", help="'demo' (Gemma 3 270M), a GGUF file, a folder or a Hub id")
-    parser.add_argument("--dtype", default=dtype, help="of the base's weights (default: %(default)s)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
 
 
 def languages_of(pairs: Iterable[str]) -> list[str]:

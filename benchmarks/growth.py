@@ -24,7 +24,6 @@ import torch
 from adapters import lora
 from common import (
     CALIBRATION,
-    add_base_options,
     append_result,
     languages_of,
     read_flores,
@@ -33,6 +32,7 @@ from common import (
     read_training_rows,
 )
 from peft import get_peft_model
+from run import add_base_options
 from runs import Run, Test
 from workbench import Workbench
 

@@ -23,7 +23,7 @@ from common import RESULTS, read_results, table
 from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
 from seeds import choices, over_seeds
-from speed_report import by_setting, growth_table, measure_table, target_table
+from speed_report import by_setting, measure_table, target_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("results.md", "experiments.md", "performance.md")
@@ -185,12 +185,6 @@ def speed(path: Path, wanted: Wanted) -> str:
     return measure_table(titles[wanted["of"]], measures[titles[wanted["of"]]], tokens)
 
 
-def along(path: Path, wanted: Wanted) -> str:
-    """How costs grow along an axis."""
-    found = [line for line in read_results(path) if line["section"] == "growth" and line["axis"] == wanted["axis"]]
-    return growth_table(found)
-
-
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "runs": runs,
     "directions": directions,
@@ -202,7 +196,6 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "quickstart": quickstart,
     "stability": stability,
     "speed": speed,
-    "along": along,
 }
 
 

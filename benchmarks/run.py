@@ -22,12 +22,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from common import RESULTS, add_base_options, append_result, read_results
+from common import RESULTS, append_result, read_results
 from experiments import DIRECTIONS, EXPERIMENTS, Scale, by_rate, plan
 from runs import Run
 from workbench import Workbench, execute_here, open_here
 
 from peft_landermt.detection.layers import ActivationStatistic
+
+
+def add_base_options(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
+    """Add options that name a base and say how it runs."""
+    parser.add_argument("--model", default="demo", help="'demo' (Gemma 3 270M), a GGUF file, a folder or a Hub id")
+    parser.add_argument("--dtype", default=dtype, help="of the base's weights (default: %(default)s)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention", help="implementation of the base's attention (default: that of transformers)")
 
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import add_base_options, append_result
+from common import append_result
 from contenders import CONTENDERS, Bench
 from measures import GROWTH, SECTIONS, grow, memory_of
 from random_base import SHAPES
+from run import add_base_options
 from speed_report import speed_tables
 from transformers.utils import logging as transformers_logging
 
@@ -63,8 +64,7 @@ def main() -> None:
         return
     names = ("model", "dtype", "device", "batch_size", "length", "repeats", "sentences", "new_tokens", "layers")
     settings = {name: getattr(args, name) for name in names}
-    if args.shape in SHAPES:
-        settings["model"] = args.shape
+    settings["model"] = args.shape if args.shape in SHAPES else Path(args.model).name
     results: list[dict[str, Any]] = []
 
     def keep(result: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ def test_what_a_page_names_is_there(page: str) -> None:
     for name in re.findall(r"benchmarks/[\w/]+\.\w+", text(page)):
         assert (ROOT / name).exists(), name
     for script, options in re.findall(r"python (benchmarks/\w+\.py)([^\n`#]*)", text(page)):
-        # the report has the runner's too, and what tells a base is common
-        known = text(script) + text("benchmarks/run.py") + text("benchmarks/common.py")
+        known = text(script) + text("benchmarks/run.py")  # the report has the runner's too
         for option in re.findall(r"--[a-z][a-z-]*", options):
             assert f'"{option}"' in known, f"{script} {option}"
