@@ -22,15 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from adapters import lora
-from common import (
-    CALIBRATION,
-    append_result,
-    languages_of,
-    read_flores,
-    read_results,
-    read_test,
-    read_training_rows,
-)
+from common import CALIBRATION, append_result, languages_of, read_flores, read_results, read_test, read_training_rows
 from peft import get_peft_model
 from run import add_base_options
 from runs import Run, Test
@@ -52,12 +44,20 @@ ORDERS = {"zh ar": ("zh", "ar"), "ar zh": ("ar", "zh")}
 COMPOSED = ("de-fr", "fr-de", "de-zh", "zh-de")
 FIRST_TEST_LINE = 201
 LANDER = {
-    **{"attention_modules": ["v", "o"], "attention_layers": "all", "attention_rank": 16},
-    **{"projections": "output", "general_rank": 16, "specific_rank": 4},
+    "attention_modules": ["v", "o"],
+    "attention_layers": "all",
+    "attention_rank": 16,
+    "projections": "output",
+    "general_rank": 16,
+    "specific_rank": 4,
 }
 EVERYWHERE = {
-    **{"attention_modules": ["q", "k", "v", "o"], "attention_layers": "all", "attention_rank": 6},
-    **{"projections": "all", "general_rank": 6, "specific_rank": 2},
+    "attention_modules": ["q", "k", "v", "o"],
+    "attention_layers": "all",
+    "attention_rank": 6,
+    "projections": "all",
+    "general_rank": 6,
+    "specific_rank": 2,
 }
 """Forms of the adapter that grows."""
 

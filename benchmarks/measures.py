@@ -23,6 +23,7 @@ from peft.utils.hotswap import hotswap_adapter as peft_hotswap_adapter
 from random_base import SHAPES
 from runs import ROUTED, Run
 from safetensors.torch import load_file
+from speed_report import Measures
 from torch import nn
 from transformers import TrainingArguments
 from transformers.data import default_data_collator
@@ -30,7 +31,6 @@ from transformers.data import default_data_collator
 from peft_landermt import LanderTrainer, hotswap_adapter, split_adapter
 
 WEIGHTS = "adapter_model.safetensors"
-Measures = dict[str, dict[str, list[float]]]
 
 
 def make_step(model: Any, loss: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:

@@ -32,6 +32,7 @@ GROWN, ALL = "grown forward_seconds", "old, new and composed pairs"
 SWITCH, LOAD = "adapters set_adapter_seconds", "adapters load_seconds"
 MEMORY, DETECT = "memory peak_bytes", "detection detection_seconds"
 FORMS = {"lander": "defaults", "paper": "the paper's form", "lslo": "LSLo"}
+STEPS_BESIDE_LORA = {"lander": 0.9, "paper": 1.0, "lslo": 1.1}
 FOR_EACH_FORM = (
     Target("peak memory beside LoRA, 1 pair", MEMORY, "{}-1", "lora", "at most", 1.0),
     Target("peak memory beside LoRA, 10 pairs", MEMORY, "{}-10", "lora", "at most", 1.0),
@@ -49,15 +50,9 @@ FOR_EACH_FORM = (
 
 FOR_ONE_FORM = (
     *(
-        Target(
-            f"training step beside LoRA, {pairs}: {name}", STEP, f"{form}-{pairs.split()[0]}", "lora", "at most", limit
-        )
-        for form, name, limit in (
-            ("lander", "defaults", 0.9),
-            ("paper", "the paper's form", 1.0),
-            ("lslo", "LSLo", 1.1),
-        )
-        for pairs in ("1 pair", "10 pairs")
+        Target(f"training step beside LoRA, {pairs}: {FORMS[form]}", STEP, f"{form}-{count}", "lora", "at most", limit)
+        for form, limit in STEPS_BESIDE_LORA.items()
+        for count, pairs in ((1, "1 pair"), (10, "10 pairs"))
     ),
     Target("forward of old, new and composed pairs beside one old pair", GROWN, ALL, "one old pair", "at most", 1.1),
     Target("forward of old, new and composed pairs beside one new pair", GROWN, ALL, "one new pair", "at most", 1.1),
@@ -122,7 +117,7 @@ def by_setting(results: list[dict[str, Any]]) -> dict[tuple[str, ...], tuple[Mea
     for result in results:
         if result["section"] != "growth":
             settings = result["settings"]
-            key = (Path(settings["model"]).name, settings["dtype"], settings["device"])
+            key = tuple(settings[name] for name in ("model", "dtype", "device"))
             measures = runs.setdefault(key, ({}, settings["batch_size"] * settings["length"]))[0]
             measures |= {f"{result['section']} {name}": values for name, values in result["measures"].items()}
     return runs
