@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], folder: Path, experiments: Path) -> None:
     if path.exists():
         _draw_detection(json.loads(path.read_text(encoding="utf-8")), pyplot, save)
     for experiment, name, label in (("layers", "figure_10", "k"), ("ratio", "figure_11", "epsilon")):
-        if experiment in results:
+        if len(results.get(experiment, ())) > 1:
             _draw_sweep(results[experiment], pyplot, save, name, label)
     if "alone" in results:
         _draw_transfer(results["alone"], pyplot, save)

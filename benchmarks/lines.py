@@ -78,7 +78,8 @@ def label(line: Line) -> str:
     if line.get("schedule", "cosine") != "cosine":
         parts.append(line["schedule"].replace("_", " "))
     if line.get("pruning"):
-        parts.append(f"pruned by {line['pruning']['ratio']:g}")
+        each = " in each layer" if line["pruning"].get("scope") == "layer" else ""
+        parts.append(f"pruned by {line['pruning']['ratio']:g}{each}")
     return ", ".join([*parts, *([line["control"]] if line.get("control") else [])])
 
 

@@ -16,13 +16,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 import figures
-from common import read_test, shown, table
+from common import shown, table
+from compare import compare, comparison_table
 from experiments import Scale
-from run import add_scale_options, done, planned, read_scale, translations
+from run import add_scale_options, done, planned, read_scale
 from runs import Run, Test
-from sacrebleu.metrics import BLEU, CHRF
-from sacrebleu.metrics.base import Metric
-from sacrebleu.significance import PairedTest
 
 Results = dict[str, list[dict[str, Any]]]
 """For every label, the results of all seeds."""
@@ -114,38 +112,19 @@ def interference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
 
 
 def significance(results: Results, test: Test, data: Path, path: Path) -> tuple[list[str], list[list[Any]]]:
-    """Paired bootstrap of LANDeRMT against the best other trained method, first seed.
+    """LANDeRMT beside the best other trained method, first seed."""
+    others = {
+        label: runs[0]
+        for label, runs in results.items()
+        if not label.startswith("LANDeRMT") and "train_seconds" in runs[0]
+    }
 
-    BLEU direction by direction; and chrF++, which needs no tokenization of a language's own, over all together.
-    """
-    others = [label for label in results if not label.startswith("LANDeRMT") and "train_seconds" in results[label][0]]
+    def mean_bleu(label: str) -> float:
+        return fmean(row["bleu"] for row in others[label]["scores"][str(test)].values())
 
-    def scores(label: str) -> dict[str, dict[str, Any]]:
-        return results[label][0]["scores"][str(test)]
-
-    labels = (max(others, key=lambda label: fmean(row["bleu"] for row in scores(label).values())), "LANDeRMT")
-    outputs: dict[str, list[str]] = {label: [] for label in labels}
-    references: list[str] = []
-    rows: list[list[Any]] = []
-    for pair in scores(labels[0]):
-        texts = read_test(data, test.name, pair, test.first, test.last)
-        assert texts is not None
-        references += texts[1]
-        for label in labels:
-            first = results[label][0]
-            written = translations(path, first["model"], first["key"], str(test), pair)
-            outputs[label] += written.read_text(encoding="utf-8").splitlines()
-        direction = {label: lines[-len(texts[1]) :] for label, lines in outputs.items()}
-        rows.append([pair, *_bootstrap(direction, BLEU(trg_lang=pair.split("-")[1], references=[texts[1]]))])
-    rows.append(["all, chrF++", *_bootstrap(outputs, CHRF(word_order=2, references=[references]))])
-    return [f"paired bootstrap, {test}", *labels, "p"], rows
-
-
-def _bootstrap(outputs: dict[str, list[str]], metric: Metric) -> tuple[float, float, str]:
-    """Scores of two systems, and p of their difference."""
-    _, found = PairedTest(list(outputs.items()), {"score": metric}, None, test_type="bs", n_samples=1000)()
-    baseline, ours = next(scores for name, scores in found.items() if name != "System")
-    return baseline.score, ours.score, f"{ours.p_value:.3f}"
+    best = max(others, key=mean_bleu)
+    compared = compare(results["LANDeRMT"][0], others[best], test, data, path)
+    return comparison_table(compared, ("LANDeRMT", best), str(test))
 
 
 def latex(header: list[str], rows: list[list[Any]]) -> str:

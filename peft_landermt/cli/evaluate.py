@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         if options.output:
             write_json(options.output, results)
     if rows is not None:
-        rows.end()
+        rows.end(_compare_all(results, baseline) if baseline and len(results) > 1 else {})
 
 
 def _score(model: Any, tokenizer: Any, pair: str, examples: Any, options: argparse.Namespace) -> TranslationScores:
@@ -131,6 +131,15 @@ def compare_with(baseline: dict[str, Any], score: TranslationScores, references:
     from ..translation import compare_translations
 
     return compare_translations(score.hypotheses, baseline["hypotheses"], references, score.language_pair)
+
+
+def _compare_all(results: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Compare the mean scores over all directions with those of the baseline."""
+    from ..translation import compare_over_pairs
+
+    own, other = ({pair: found[pair]["hypotheses"] for pair in results} for found in (results, baseline))
+    references = {pair: result["references"] for pair, result in results.items()}
+    return {name: found._asdict() for name, found in compare_over_pairs(own, other, references).items()}
 
 
 def write_lines(folder: Path, name: str, **texts: list[str]) -> None:

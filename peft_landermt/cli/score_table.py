@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,25 +25,20 @@ class ScoreTable:
         """Print the row of a direction."""
         self.scores.append(score)
         cells = [f"{score['bleu']:.2f}", f"{score['chrf']:.2f}", str(score["num_empty"]), str(score["num_runaway"])]
-        for found in score.get("baseline", {}).values():
-            cells += [
-                f"{found['difference']:+.2f}",
-                f"{found['low']:+.2f} to {found['high']:+.2f}",
-                f"{found['p_value']:.3f}",
-            ]
-        self._print(pair, cells)
+        self._print(pair, cells + self._compared(score.get("baseline", {})))
 
-    def end(self) -> None:
-        """Print the mean, and behind the table what was scored how."""
+    def end(self, compared: Mapping[str, Any]) -> None:
+        """Print the mean, and behind the table what was scored how.
+
+        Args:
+            compared: By metric, how the mean over directions differs from the baseline's.
+        """
         if len(self.scores) > 1:
             cells = [
                 f"{sum(score[name] for score in self.scores) / len(self.scores):.2f}" for name in ("bleu", "chrf")
             ]
             cells += [str(sum(score[name] for score in self.scores)) for name in ("num_empty", "num_runaway")]
-            for name in self.scores[0].get("baseline", {}):
-                total = sum(score["baseline"][name]["difference"] for score in self.scores)
-                cells += [f"{total / len(self.scores):+.2f}", "", ""]
-            self._print("mean", cells)
+            self._print("mean", cells + self._compared(compared))
         print()
         for name, key in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
             for signature in dict.fromkeys(score[key] for score in self.scores):
@@ -50,6 +46,14 @@ class ScoreTable:
                 print(f"{name}, {pairs}: {signature}")
         if "baseline" in self.scores[0]:
             print("95% and p: paired bootstrap, 1000 resamples")
+
+    @staticmethod
+    def _compared(found: Mapping[str, Any]) -> list[str]:
+        cells = []
+        for each in found.values():
+            interval = f"{each['low']:+.2f} to {each['high']:+.2f}"
+            cells += [f"{each['difference']:+.2f}", interval, f"{each['p_value']:.3f}"]
+        return cells
 
     @staticmethod
     def _print(first: str, cells: list[str]) -> None:

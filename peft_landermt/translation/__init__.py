@@ -12,7 +12,7 @@ from .files import read_jsonl, read_moses, read_tsv
 from .losses import TranslationLoss
 from .rows import RowReport, usable_rows
 from .scoring import TranslationScores, evaluate_translation, metrics_for, score_translations
-from .significance import compare_translations
+from .significance import compare_over_pairs, compare_translations
 from .templates import TEMPLATES, build_prompt, chat_prompt
 from .tmx import read_tmx
 from .trainer import LanderTrainer
@@ -33,6 +33,7 @@ __all__ = [
     "build_prompt",
     "chat_prompt",
     "clean",
+    "compare_over_pairs",
     "compare_translations",
     "evaluate_translation",
     "metrics_for",

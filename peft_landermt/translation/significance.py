@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,24 +58,78 @@ def compare_translations(
         CorpusError: Numbers of sentences differ, or are 0.
         ConfigError: The tokenizer of BLEU cannot be had.
     """
+    found = _resample(hypotheses, baseline, references, language_pair, bleu_tokenizer, num_samples)
+    return {name: _difference(scores) for name, scores in found.items()}
+
+
+def compare_over_pairs(
+    hypotheses: Mapping[str, Sequence[str]],
+    baseline: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    bleu_tokenizer: str | None = None,
+    num_samples: int = 1000,
+) -> dict[str, Difference]:
+    """Compare the mean scores of two systems over several directions, by resampling sentences.
+
+    Directions with equally many sentences are resampled at the same places: those of a test set in many languages,
+    such as FLORES-200, are one sentence each, and hard or easy together.
+
+    Args:
+        hypotheses: Translations of the system, by direction such as `"en-de"`.
+        baseline: Those of the one that it is compared with, of the same directions.
+        references: One reference for each.
+        bleu_tokenizer: See `metrics_for`.
+        num_samples: Resampled test sets.
+
+    Returns:
+        By `"bleu"` and `"chrf"`, of means over the directions.
+
+    Raises:
+        CorpusError: Directions or numbers of sentences differ, or there are none.
+        ConfigError: The tokenizer of BLEU cannot be had.
+    """
+    if not hypotheses.keys() == baseline.keys() == references.keys() or not references:
+        pairs = "; ".join(", ".join(texts) or "none" for texts in (hypotheses, baseline, references))
+        problem = f"must have the same directions as the system and the references; here are {pairs}."
+        raise CorpusError("baseline", list(baseline), problem)
+    by_pair = [
+        _resample(hypotheses[pair], baseline[pair], references[pair], pair, bleu_tokenizer, num_samples)
+        for pair in references
+    ]
+    return {name: _difference(np.mean([found[name] for found in by_pair], axis=0)) for name in by_pair[0]}
+
+
+def _resample(
+    hypotheses: Sequence[str],
+    baseline: Sequence[str],
+    references: Sequence[str],
+    language_pair: str,
+    bleu_tokenizer: str | None,
+    num_samples: int,
+) -> dict[str, np.ndarray]:
+    """Score two systems by every metric: (2, 1 + samples), first on the sentences as they are."""
     if not len(hypotheses) == len(baseline) == len(references) or not references:
         numbers = f"{len(hypotheses)}, {len(baseline)} and {len(references)}"
         raise CorpusError("baseline", len(baseline), f"translations, those of the baseline and references: {numbers}.")
-    chosen = np.random.default_rng(_SEED).choice(len(references), (num_samples, len(references)))
+    places = np.random.default_rng(_SEED).choice(len(references), (num_samples, len(references)))
     wanted = [[compose(text) for text in references]]
     found = {}
     for name, metric in metrics_for(language_pair, bleu_tokenizer)._asdict().items():
-        scores, resampled = [], []
+        scores = []
         for texts in (hypotheses, baseline):
             # as sacrebleu.significance does, which tells p but no interval of the difference
             counts = np.array(metric._extract_corpus_statistics([compose(text) for text in texts], wanted))
-            scores.append(metric._aggregate_and_compute(counts).score)
-            sums = (counts[places].sum(axis=0) for places in chosen)
-            resampled.append(np.array([metric._compute_score_from_stats(row).score for row in sums]))
-        difference, differences = scores[0] - scores[1], resampled[0] - resampled[1]
-        sizes = np.abs(differences)
-        extreme = sizes - sizes.mean() >= abs(difference)  # sacreBLEU's >, which finds a system better than itself
-        low, high = np.percentile(differences, (2.5, 97.5))
-        p_value = (int(extreme.sum()) + 1) / (num_samples + 1)
-        found[name] = Difference(scores[1], difference, float(low), float(high), p_value)
+            resampled = (metric._compute_score_from_stats(counts[chosen].sum(axis=0)).score for chosen in places)
+            scores.append([metric._aggregate_and_compute(counts).score, *resampled])
+        found[name] = np.array(scores)
     return found
+
+
+def _difference(scores: np.ndarray) -> Difference:
+    """Tell by how much the first system is better, from the scores of both (2, 1 + samples)."""
+    difference, *_ = differences = scores[0] - scores[1]
+    sizes = np.abs(differences[1:])
+    extreme = sizes - sizes.mean() >= abs(difference)  # sacreBLEU's >, which finds a system better than itself
+    low, high = np.percentile(differences[1:], (2.5, 97.5))
+    p_value = (int(extreme.sum()) + 1) / (len(sizes) + 1)
+    return Difference(float(scores[1, 0]), float(difference), float(low), float(high), p_value)

@@ -17,7 +17,8 @@ from .helpers import write_packed
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A base model, and the package's corpus under the names that benchmarks look for."""
     root = tmp_path_factory.mktemp("paper")
-    build_model("llama").save_pretrained(root / "base")
+    # examples in the prompt are long
+    build_model("llama", max_position_embeddings=2048).save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
     text = (files("peft_landermt") / "demo" / "corpus.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))

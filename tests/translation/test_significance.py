@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from statistics import mean
 
 import pytest
 from sacrebleu.significance import PairedTest
 
 from peft_landermt.errors import CorpusError
-from peft_landermt.translation import compare_translations, metrics_for
+from peft_landermt.translation import compare_over_pairs, compare_translations, metrics_for
 
 REFERENCES = [
     f"the {size} {thing} stands {place} the house of {whose}"
@@ -50,3 +51,32 @@ def test_a_system_is_as_good_as_itself() -> None:
 def test_numbers_of_sentences_must_agree(lengths: tuple[int, int, int]) -> None:
     with pytest.raises(CorpusError, match="references"):
         compare_translations(*(REFERENCES[:length] for length in lengths), "de-en")
+
+
+def test_directions_of_one_test_set_are_resampled_together() -> None:
+    """Two directions with the same lines are as uncertain as one; with lines that are hard elsewhere, less."""
+    ours, baseline = worsened(0.2, 0), worsened(0.4, 1)
+    alone = compare_translations(ours, baseline, REFERENCES, "de-en")
+    twice = compare_over_pairs(*(dict.fromkeys(("de-en", "fr-en"), texts) for texts in (ours, baseline, REFERENCES)))
+    assert twice == alone
+    apart = compare_over_pairs(*({"de-en": texts, "fr-en": texts[::-1]} for texts in (ours, baseline, REFERENCES)))
+    assert apart["chrf"].difference == pytest.approx(alone["chrf"].difference)
+    assert apart["chrf"].high - apart["chrf"].low < alone["chrf"].high - alone["chrf"].low
+
+
+def test_a_mean_over_directions_by_hand() -> None:
+    """Every direction is scored by itself, with a tokenizer of its own, and counts as much as any other."""
+    ours = {"de-en": worsened(0.2, 0), "en-zh": ["房子旧。", "树高。"]}
+    baseline = {"de-en": worsened(0.4, 1), "en-zh": ["房子。", "树不高。"]}
+    references = {"de-en": REFERENCES, "en-zh": ["房子很旧。", "树很高。"]}
+    single = [compare_translations(ours[pair], baseline[pair], references[pair], pair) for pair in references]
+    for name, found in compare_over_pairs(ours, baseline, references).items():
+        assert found.score == pytest.approx(mean(one[name].score for one in single))
+        assert found.difference == pytest.approx(mean(one[name].difference for one in single))
+
+
+@pytest.mark.parametrize("pairs", [(["de-en"], ["de-en", "en-de"]), (["en-de"], ["de-en"]), ([], [])])
+def test_directions_must_be_the_same(pairs: tuple[list[str], list[str]]) -> None:
+    own, other = (dict.fromkeys(names, REFERENCES) for names in pairs)
+    with pytest.raises(CorpusError, match="same directions"):
+        compare_over_pairs(own, other, own)
