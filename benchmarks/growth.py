@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from adapters import lora
 from common import CALIBRATION, append_result, languages_of, read_flores, read_results, read_test, read_training_rows
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from run import add_base_options
 from runs import Run, Test
 from workbench import Workbench
@@ -73,6 +73,8 @@ class Arm:
         rates: Of later phases; each is a run of its own.
         options: Of `add_language_pairs`, or of the LoRA of a later phase.
         replay: Share of the rows of earlier phases that a later one sees again.
+        copied: What a phase adds begins as a copy of what the one before added, and learns at this share of the rate;
+            None: it begins anew. The first addition has none before it.
         first: Options of the first phase's adapter.
     """
 
@@ -81,6 +83,7 @@ class Arm:
     rates: tuple[float, ...] = (5e-4,)
     options: dict[str, Any] = field(default_factory=dict)
     replay: float = 0.0
+    copied: float | None = None
     first: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,11 +103,13 @@ ARMS = {
     "grown r=4, specific neurons": Arm("grow", options={"tune": "specific"}, first=LANDER),
     "grown r=4, all projections at first": Arm("grow", rates=(5e-4, 1e-3), first={**LANDER, "projections": "all"}),
     "grown r=4, all linear layers at first": Arm("grow", first=EVERYWHERE),
+    "grown r=4, all linear layers at first, from the last": Arm("grow", copied=0.4, first=EVERYWHERE),
     "LoRA, trained on": Arm("train on", rates=(5e-4, 1e-4)),
     "LoRA, trained on, 5% replay": Arm("train on", rates=(5e-4, 1e-4), replay=0.05),
     "LoRA, one a phase": Arm("anew"),
     "LoRA, stacked r=16": Arm("stack", rates=(5e-4, 1e-3)),
     "LoRA, stacked r=4": Arm("stack", rates=(5e-4, 1e-3), options={"r": 4}),
+    "LoRA, stacked r=4, from the last": Arm("stack", options={"r": 4}, copied=0.4),
     "LoRA, joint": Arm("joint"),
     "base": Arm("base"),
 }
@@ -156,6 +161,8 @@ class Growth:
         for number, languages in enumerate(steps):
             pairs, start = pairs_of(languages), time.perf_counter()
             rate = self.rate if number and self.arm.way != "anew" else self.arm.first_rate
+            if self.arm.copied is not None and number > 1:
+                rate *= self.arm.copied
             if self.arm.way == "base":
                 trained = 0
             elif number:
@@ -195,7 +202,7 @@ class Growth:
         elif self.arm.way == "grow":
             self.grow(pairs)
         elif self.arm.way == "stack":
-            self.stack(f"phase{number}")
+            self.stack(number)
         elif self.arm.replay:
             earlier = read_training_rows(self.bench.data, list(self.seen), rows)
             more = random.Random(self.args.seed).sample(earlier, max(1, round(self.arm.replay * len(earlier))))
@@ -219,11 +226,17 @@ class Growth:
         options = {"extends": self.found, "num_layers": self.layers, "progress": False}
         self.found = detect_neurons(self.bench.base, self.bench.tokenizer, texts, pairs, **options)
         torch.manual_seed(self.args.seed)
-        add_language_pairs(self.model, self.found, pairs, **self.arm.options)
+        added = list(self.model.peft_config["default"].added)
+        start = {"init_from": added[-1]} if added and self.arm.copied is not None else {}
+        add_language_pairs(self.model, self.found, pairs, **self.arm.options, **start)
 
-    def stack(self, name: str) -> None:
+    def stack(self, number: int) -> None:
         torch.manual_seed(self.args.seed)
+        name, last = f"phase{number}", f"phase{number - 1}"
         self.model.add_adapter(name, lora(**self.arm.options))
+        if self.arm.copied is not None and last in self.model.peft_config:
+            state = get_peft_model_state_dict(self.model, adapter_name=last)
+            set_peft_model_state_dict(self.model, state, adapter_name=name)
         self.activate(self.model, ["default", name])
 
     def active(self) -> list[str]:

@@ -49,6 +49,11 @@ def add_parser(subparsers: Any) -> None:
         help="of q, k, v, o: where a new language has factors",
     )
     group.add_argument("--attention-rank", type=int, default=4, help="of these factors")
+    group.add_argument(
+        "--init-from",
+        metavar="LANGUAGE",
+        help="a language that was added earlier: the new blocks begin as copies of its (default: without effect)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -80,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
         projections=options.projections,
         attention_modules=options.attention_modules or None,
         attention_rank=options.attention_rank,
+        init_from=options.init_from,
     )
     collator = make_collator(options, model, tokenizer, prompt)
     keep_prompt(model, collator.prompt)  # which refuses another than that of the adapter's pairs

@@ -163,6 +163,26 @@ class NeuronBlocks(Blocks):
         """Return the low-rank factors A (r, d) and B (n, r) of a block's delta rows B A."""
         return self.get_parameter(f"{block}_{projection}_A"), self.get_parameter(f"{block}_{projection}_B")
 
+    @torch.no_grad()
+    def copy_block(self, language: str, earlier: str) -> None:
+        """Give an added language's deltas the values of an earlier one's; 0 on neurons that only the new one has."""
+        for projection, tuned in self.tuned_on.items():
+            if not {language, earlier} <= set(tuned):
+                continue
+            parts = self.projections[projection]
+            place = torch.full((self.layout.neurons * parts,), -1)
+            theirs = self.places(earlier, parts).cpu()
+            place[theirs] = torch.arange(len(theirs))
+            found = place[self.places(language, parts).cpu()]
+            shared = found >= 0
+            for side in ("",) if self.ranks[language] is None else ("_A", "_B"):
+                own, other = (self.get_parameter(f"{block}_{projection}{side}") for block in (language, earlier))
+                if side == "_A":
+                    own.copy_(other)
+                    continue
+                own.zero_()
+                own[shared] = other[found[shared]]
+
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,). A
         general neuron that was given to an added language is specific to its pairs, and general to others."""

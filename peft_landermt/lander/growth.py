@@ -26,6 +26,7 @@ from .filling import average_pairs
 from .layer import LanderFFN
 from .layout import GENERAL, Counts
 from .selecting import for_pairs
+from .shared import LanderAttention
 
 
 def add_language_pairs(
@@ -39,6 +40,7 @@ def add_language_pairs(
     projections: Projections = "all",
     attention_modules: Sequence[Role] | None = ("q", "k", "v", "o"),
     attention_rank: int = 4,
+    init_from: str | None = None,
 ) -> None:
     """Add pairs of new languages to an adapter, to be trained next; what it holds is frozen and stays as it is.
 
@@ -58,6 +60,8 @@ def add_language_pairs(
             blocks are on.
         attention_modules: Projections of attention in which each new language has low-rank factors; None for none.
         attention_rank: Rank of these.
+        init_from: A language that was added earlier, with blocks of the same form: the new ones begin as copies of
+            its, and learn from there; on neurons that it has not, ΔW begins at zero. None: all of it does.
 
     Raises:
         AdapterError: There is no such adapter, it is merged, or it has no neuron map; or it saves whole modules, which
@@ -95,12 +99,19 @@ def add_language_pairs(
         neuron_map_signature=found.signature,
         projections=projections,
     )
+    if init_from is not None:
+        _check_start(config, addition, init_from)
     grown = copy.copy(config)
     grown.language_pairs = [*(config.language_pairs or ()), *addition.language_pairs]
     grown.additions = [*(config.additions or ()), addition.to_dict()]
     grown.neuron_counts = _with_pairs(config, found, pairs, languages, tune)
     grown.inference_mode = False
     _change(model, adapter_name, grown, found)
+    if init_from is not None:
+        for layer in model.modules():
+            if isinstance(layer, (LanderFFN, LanderAttention)) and layer.holds(adapter_name):
+                for language in languages:
+                    layer.blocks(adapter_name).copy_block(language, init_from)
 
 
 def compose_language_pair(
@@ -181,6 +192,28 @@ def remove_language_pairs(model: PeftModel, language_pairs: Sequence[str], adapt
     if set(removed) == set(held):
         raise LanguagePairError("language_pairs", removed, "are all of the adapter's; delete_adapter deletes it.")
     _change(model, adapter_name, for_pairs(config, [pair for pair in held if pair not in removed]), None)
+
+
+def _check_start(config: LanderConfig, addition: Addition, init_from: str) -> None:
+    """Check that blocks of an addition can begin as copies of an earlier language's."""
+    if init_from not in list(config.added):
+        added = ", ".join(config.added) or "none"
+        raise ConfigError("init_from", init_from, f"must be a language that was added; in this adapter: {added}.")
+    own, earlier = (_form(each, config) for each in (addition, config.added[init_from]))
+    for option, value in own.items():
+        if value != earlier[option]:
+            remedy = f"the blocks of {init_from!r} have {earlier[option]!r}; give the same, or leave out init_from."
+            raise ConfigError(option, value, remedy)
+
+
+def _form(addition: Addition, config: LanderConfig) -> dict[str, Any]:
+    """The form of an addition's blocks, by the options that say it."""
+    return {
+        "specific_rank": addition.rank,
+        "projections": addition.projections or config.projections,
+        "attention_modules": addition.attention_modules,
+        "attention_rank": addition.attention_modules and addition.attention_rank,
+    }
 
 
 def _place(role: str) -> int:

@@ -69,6 +69,13 @@ class SharedFactors(Blocks):
         """A (r, in) and B (out, r) of a role."""
         return self.get_parameter(f"{block}_{role}_A"), self.get_parameter(f"{block}_{role}_B")
 
+    @torch.no_grad()
+    def copy_block(self, language: str, earlier: str) -> None:
+        """Give an added language's factors the values of an earlier one's."""
+        for role in self.roles.get(language, ()) if earlier in self.roles else ():
+            for own, other in zip(self.factors(role, language), self.factors(role, earlier), strict=True):
+                own.copy_(other)
+
     def used_by(self, team: Team, role: str, dtype: torch.dtype) -> list[tuple[str, torch.Tensor | None]]:
         """List blocks that some of a team's samples use in a role, `general` first; for those of languages also which
         samples, where these differ: (n, 1, 1), 1 or 0."""

@@ -43,7 +43,9 @@ def lines_of(folder: Path, *arms: str, bleu: int = 1, name: str = "growth") -> l
     [
         ("grown r=4", True),
         ("grown r=4, all projections at first", True),
+        ("grown r=4, all linear layers at first, from the last", True),
         ("LoRA, stacked r=16", True),
+        ("LoRA, stacked r=4, from the last", True),
         ("LoRA, one a phase", True),
         ("LoRA, trained on, 5% replay", False),
     ],
@@ -56,6 +58,8 @@ def test_phases(folder: Path, arm: str, old_stay: bool) -> None:
     for phase in phases[1:]:
         same = [phase["losses"][pair] == phases[0]["losses"][pair] for pair in FIRST]
         assert all(same) if old_stay else not any(same)
+    if arm.endswith("from the last"):
+        assert phases[2]["learning_rate"] == pytest.approx(0.4 * phases[1]["learning_rate"])
     assert end["losses_composed"].keys() == end["bleu_pivoted"].keys() == {"de-fr", "fr-de", "de-zh", "zh-de"}
 
 

@@ -104,6 +104,7 @@ def test_wrong_use_is_told_in_one_line(shop: Growing, tmp_path: Path, capsys: py
     fails(capsys, [*shop.extend("--prompt", "{source} ="), *output], "were trained with another")
     fails(capsys, [*shop.extend("--neuron-map", str(shop.map)), *output], "the neuron map holds en-de, de-en")
     fails(capsys, [*shop.extend("--adapter", str(shop.bigger)), *output], "is in the adapter already")
+    fails(capsys, [*shop.extend("--init-from", "de"), *output], "must be a language that was added")
     adapter = ["--adapter", str(shop.bigger), *output]
     fails(capsys, ["compose", *shop.model, *adapter, "--pairs", "de-fr"], "no block of 'fr'")
     fails(capsys, ["remove", *shop.model, *adapter, "--pairs", "en-fr"], "holds en-de, de-en, en-it, it-en")

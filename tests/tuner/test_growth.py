@@ -19,6 +19,7 @@ from peft_landermt import (
     remove_language_pairs,
     split_adapter,
 )
+from peft_landermt.lander.layer import LanderFFN
 
 from ..conftest import PAIRS, randomize_adapter
 from .growing import GROWN, ITALIAN, SPANISH, adapted, base, grow, grown, holds, maps, of_pairs, same, saved
@@ -134,6 +135,37 @@ def test_a_new_block_has_its_own_projections(first: str, later: str) -> None:
     expected = logits(model, ids(), language_pairs=["en-it"] * 3)
     model.set_language_pair("en-it")
     torch.testing.assert_close(logits(model.merge_and_unload(), ids()), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "rank"), [("Gemma 3", 2), ("Gemma 3", None), ("Phi-3", 2), ("GPT-2", 2)])
+@pytest.mark.parametrize("tune", ["pair", "specific"])
+def test_a_block_begins_as_that_of_another_language(name: str, rank: int | None, tune: str) -> None:
+    """On the neurons of both ΔW is the other's, elsewhere 0; in attention it is the other's. Both go apart then."""
+    model = adapted(name, specific_rank=2)
+    grow(model, maps(name)[1], ITALIAN, specific_rank=rank, tune=tune)
+    tensors, expected = saved(model), of_pairs(model, [*PAIRS, *ITALIAN])
+    form = {"specific_rank": rank, "attention_rank": 2}
+    add_language_pairs(model, maps(name)[2], SPANISH, init_from="it", **form)
+    assert same(expected, of_pairs(model, [*PAIRS, *ITALIAN])) and holds(saved(model), tensors)
+    copied = alone = 0
+    for layer in (each.blocks("default") for each in model.modules() if isinstance(each, LanderFFN)):
+        if not {"it", "es"} <= layer.layout.specific.keys():
+            continue
+        for projection, parts in layer.projections.items():
+            by_place = [
+                dict(zip(layer.places(each, parts).tolist(), layer.rows(each, projection), strict=True))
+                for each in ("it", "es")
+            ]
+            for place, row in by_place[1].items():
+                assert row.equal(by_place[0].get(place, torch.zeros_like(row)))
+                copied, alone = copied + (place in by_place[0]), alone + (place not in by_place[0])
+    assert (copied > 0, alone > 0) == (tune == "pair", tune == "specific"), "neurons of one language are no other's"
+    attention = {key: value for key, value in saved(model).items() if "attn" in key and ".it_" in key}
+    assert attention and all(
+        value.equal(saved(model)[key.replace(".it_", ".es_")]) for key, value in attention.items()
+    )
+    randomize_adapter(model, seed=9)
+    assert holds(saved(model), tensors), "no memory is shared"
 
 
 def inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

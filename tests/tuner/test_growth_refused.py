@@ -116,6 +116,8 @@ REFUSED: dict[str, tuple[Callable[[PeftModel], None], type[LanderError], str]] =
     "no roles": (italian(attention_modules=[]), ConfigError, "names nothing"),
     "tune": (italian(tune="general"), ConfigError, "tune='general'"),
     "projections": (italian(projections="down"), ConfigError, "projections='down'"),
+    "begins as a language of the first": (italian(init_from="de"), ConfigError, "init_from='de'.*adapter: none"),
+    "begins as no language": (italian(init_from=["de"]), ConfigError, "init_from="),
     "unknown adapter": (italian(adapter_name="x"), AdapterError, r"loaded: \['default'\]"),
     "composed without a block": (lambda m: compose_language_pair(m, "de-it"), LanguagePairError, "no block of 'it'"),
     "composed twice": (lambda m: compose_language_pair(m, "en-de"), LanguagePairError, "in the adapter already"),
@@ -143,6 +145,20 @@ def test_refused_before_anything_changes(case: str, model: PeftModel) -> None:
     assert [name for name, _ in model.named_modules()] == names
     assert [p.requires_grad for p in model.parameters()] == trained
     assert model.peft_config["default"] is config and config.to_dict() == fields
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("specific_rank", 3), ("projections", "input"), ("attention_modules", None), ("attention_rank", 3)],
+)
+def test_a_block_of_another_form_is_no_beginning(option: str, value: Any) -> None:
+    model = adapted(NAME)
+    grow(model, maps(NAME)[1], ITALIAN)
+    before, config = saved(model), model.peft_config["default"].to_dict()
+    form = {"specific_rank": 2, "attention_rank": 2, option: value}
+    with pytest.raises(ConfigError, match=f"{option}={value!r}.*leave out init_from"):
+        add_language_pairs(model, maps(NAME)[2], SPANISH, init_from="it", **form)
+    assert same(before, saved(model)) and model.peft_config["default"].to_dict() == config
 
 
 def no_map() -> PeftModel:
