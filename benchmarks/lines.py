@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -106,7 +107,12 @@ def _option(name: str, value: Any) -> str:
     if name.endswith("_rank"):
         kind = name.removesuffix("_rank")
         return f"{kind} rows" if value is None else f"{kind} r={value}"
-    return f"{name}={'/'.join(map(str, value)) if isinstance(value, list) else value}"
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {each}" for key, each in value.items())
+    elif isinstance(value, list):
+        runs = [(word, len(list(same))) for word, same in groupby(map(str, value))]
+        value = "/".join(word if count == 1 else f"{word}×{count}" for word, count in runs)
+    return f"{name}={value}"
 
 
 def first_epoch(line: Line) -> float | None:
