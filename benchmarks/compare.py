@@ -37,6 +37,14 @@ def compare(ours: dict[str, Any], other: dict[str, Any], test: Test, data: Path,
     return {**by_pair, "all": compare_over_pairs(*texts)}
 
 
+def read_comparison(line: dict[str, Any]) -> Compared:
+    """The comparison that a line of results holds."""
+    return {
+        pair: {metric: Difference(**found) for metric, found in metrics.items()}
+        for pair, metrics in line["compared"].items()
+    }
+
+
 def comparison_table(compared: Compared, names: tuple[str, str], test: str) -> tuple[list[str], list[list[Any]]]:
     """One row for each direction, and for all."""
     rows = []

@@ -20,6 +20,7 @@ from typing import Any
 
 import figures
 from common import RESULTS, read_results, table
+from compare import comparison_table, read_comparison
 from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
 from seeds import choices, over_seeds
@@ -185,6 +186,12 @@ def speed(path: Path, wanted: Wanted) -> str:
     return measure_table(titles[wanted["of"]], measures[titles[wanted["of"]]], tokens)
 
 
+def comparison(path: Path, wanted: Wanted) -> str:
+    """Two runs' translations side by side, by the keys of both."""
+    (line,) = (line for line in read_results(path) if "-".join(line["keys"]) == wanted["keys"])
+    return table(*comparison_table(read_comparison(line), ("first", "second"), line["test"]))
+
+
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "runs": runs,
     "directions": directions,
@@ -192,6 +199,7 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "interference": interference,
     "growth": growth,
     "seeds": lambda path, wanted: over_seeds(select(path, wanted)),
+    "comparison": comparison,
     "choices": lambda path, wanted: choices(select(path, wanted)),
     "quickstart": quickstart,
     "stability": stability,
