@@ -25,16 +25,22 @@ Compared = dict[str, dict[str, Difference]]
 
 def compare(ours: dict[str, Any], other: dict[str, Any], test: Test, data: Path, runs: Path) -> Compared:
     """Compare two runs' translations of a test set, by direction, and `"all"`: their means over directions."""
-    texts: list[dict[str, list[str]]] = [{}, {}, {}]
+    references = {}
     for pair in ours["scores"][str(test)]:
-        read = read_test(data, test.name, pair, test.first, test.last)
-        assert read is not None
-        texts[2][pair] = read[1]
-        for found, line in zip(texts, (ours, other), strict=False):
-            written = translations(runs, line["model"], line["key"], str(test), pair)
-            found[pair] = written.read_text(encoding="utf-8").splitlines()
-    by_pair = {pair: compare_translations(*(found[pair] for found in texts), pair) for pair in texts[2]}
-    return {**by_pair, "all": compare_over_pairs(*texts)}
+        texts = read_test(data, test.name, pair, test.first, test.last)
+        assert texts is not None
+        references[pair] = texts[1]
+    hypotheses, baseline = (
+        {
+            pair: translations(runs, line["model"], line["key"], str(test), pair).read_text("utf-8").splitlines()
+            for pair in references
+        }
+        for line in (ours, other)
+    )
+    by_pair = {
+        pair: compare_translations(hypotheses[pair], baseline[pair], references[pair], pair) for pair in references
+    }
+    return {**by_pair, "all": compare_over_pairs(hypotheses, baseline, references)}
 
 
 def read_comparison(line: dict[str, Any]) -> Compared:

@@ -170,18 +170,14 @@ class NeuronBlocks(Blocks):
             if not {language, earlier} <= set(tuned):
                 continue
             parts = self.projections[projection]
-            place = torch.full((self.layout.neurons * parts,), -1)
-            theirs = self.places(earlier, parts).cpu()
-            place[theirs] = torch.arange(len(theirs))
-            found = place[self.places(language, parts).cpu()]
-            shared = found >= 0
             for side in ("",) if self.ranks[language] is None else ("_A", "_B"):
                 own, other = (self.get_parameter(f"{block}_{projection}{side}") for block in (language, earlier))
                 if side == "_A":
                     own.copy_(other)
                     continue
-                own.zero_()
-                own[shared] = other[found[shared]]
+                of_all = other.new_zeros(self.layout.neurons * parts, other.shape[1])  # rows are those of neurons
+                of_all[self.places(earlier, parts)] = other
+                own.copy_(of_all[self.places(language, parts)])
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,). A
