@@ -100,13 +100,14 @@ CHOICES: Arms = {
 """Controls of what detection chooses, each of about the same size as what it stands for."""
 
 DECIDING: Arms = {
+    "LANDER, the defaults": lander([5e-4, 2e-4, 1e-3], trainer={"rates": {"factors_b": 2.0}}),
     "LANDER, 4 layers": placed([5e-4, 1e-3], k=4),
     "LANDER, all layers": placed([5e-4, 1e-3]),
     "LoRA r=16, all linear": lora([5e-4, 2e-4], target_modules=LINEAR),
     "LoRA r=16, v o": lora([1e-3, 5e-4], target_modules=V_O),
     "LoRA r=16, v o down": lora([5e-4, 2e-4], target_modules=V_O_DOWN),
 }
-"""What is left of LANDeRMT, and LoRA's best, for larger tables; two rates for each."""
+"""What is left of LANDeRMT, and LoRA's best, for larger tables; two rates for each that is run."""
 
 FORMS: Arms = {
     "LANDER": lander([1e-3, 5e-4, 2e-3], options=FFNS_ALONE),
