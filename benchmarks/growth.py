@@ -133,6 +133,8 @@ class Growth:
             self.grow(pairs)
         elif self.arm.way == "stack":
             self.stack(number)
+        elif self.arm.way == "copy":
+            return self.train_copy(run, rate, number)
         elif self.arm.replay:
             earlier = read_training_rows(self.bench.data, list(self.seen), rows)
             more = random.Random(self.args.seed).sample(earlier, max(1, round(self.arm.replay * len(earlier))))
@@ -158,7 +160,7 @@ class Growth:
         torch.manual_seed(self.args.seed)
         added = list(self.model.peft_config["default"].added)
         start = {"init_from": added[-1]} if added and self.arm.copied is not None else {}
-        add_language_pairs(self.model, self.found, pairs, **self.arm.options, **start)
+        add_language_pairs(self.model, self.found, pairs, **{**self.arm.options, **start})
 
     def stack(self, number: int) -> None:
         torch.manual_seed(self.args.seed)
@@ -169,8 +171,28 @@ class Growth:
             set_peft_model_state_dict(self.model, state, adapter_name=name)
         self.activate(self.model, ["default", name])
 
+    def train_copy(self, run: Run, rate: float, number: int) -> int:
+        """Train the first components of a copy of the first adapter, which is served alone."""
+        name, components = f"phase{number}", self.arm.options["components"]
+        self.model.add_adapter(name, lora(**self.arm.first))
+        first = get_peft_model_state_dict(self.model, adapter_name="default")
+        set_peft_model_state_dict(self.model, first, adapter_name=name)
+        self.activate(self.model, [name])
+        trained, hooks = 0, []
+        for key, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                of_component = torch.arange(weight.shape[0 if ".lora_A." in key else 1], device=weight.device)
+                mask = (of_component < components).to(weight.dtype)
+                mask = mask.unsqueeze(1 if ".lora_A." in key else 0)
+                hooks.append(weight.register_hook(mask.mul))
+                trained += int(mask.sum()) * weight.numel() // mask.numel()
+        self.bench.train(run, self.model, self.args.rows, rate)
+        for hook in hooks:
+            hook.remove()
+        return trained
+
     def active(self) -> list[str]:
-        return list(self.model.active_adapters) if self.arm.way == "stack" else []
+        return list(self.model.active_adapters) if self.arm.way in ("stack", "copy") else []
 
     def activate(self, model: Any, names: list[str]) -> None:
         """Have adapters serve together; only the last is trained."""

@@ -78,20 +78,25 @@ def _what_differs(keys: list[str], other: LanderConfig) -> str:
     )
 
 
+def _form(addition: dict[str, Any]) -> dict[str, Any]:
+    """What an addition says of all its languages."""
+    return {name: value for name, value in addition.items() if name not in ("languages", "language_pairs")}
+
+
 def _additions_together(mine: list[dict[str, Any]], others: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
     """Additions of two adapters, those of the same languages once."""
     together = copy.deepcopy(mine)
     for addition in others:
-        rest = {name: value for name, value in addition.items() if name not in ("languages", "language_pairs")}
+        rest = _form(addition)
         same = [each for each in together if set(each["languages"]) & set(addition["languages"])]
         if not same:
             # folders of one addition of several languages belong together again
-            same = [each for each in together if rest.items() <= each.items()]
+            same = [each for each in together if _form(each) == rest]
         if not same:
             together.append(copy.deepcopy(addition))
             continue
-        if not rest.items() <= same[0].items():
-            names = [name for name in rest if rest[name] != same[0][name]]
+        if (mine_has := _form(same[0])) != rest:
+            names = [name for name in {**mine_has, **rest} if mine_has.get(name) != rest.get(name)]
             problem = (
                 f"cannot be joined: {', '.join(addition['languages'])} was added with another {', '.join(names)}."
             )

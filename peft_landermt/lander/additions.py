@@ -10,7 +10,7 @@ from ..choices import Projections, Role
 from ..errors import ConfigError
 from ..language_pair import languages_of, parse_pairs
 from ..routed.schema import check_fields
-from .layout import GENERAL, Form
+from .layout import GENERAL, INPUT_DEPENDENT, Form
 
 if TYPE_CHECKING:
     from .config import LanderConfig
@@ -28,6 +28,8 @@ class Addition:
         attention_rank: Rank of these.
         neuron_map_signature: Of the neuron map that their neurons are from.
         projections: Projections of a neuron that their blocks are on; None: those of the adapter's first blocks.
+        replaces_general: Whether their blocks began as copies of components of the general one, and stand in the place
+            of these for their pairs.
     """
 
     languages: list[str]
@@ -37,10 +39,16 @@ class Addition:
     attention_rank: int
     neuron_map_signature: str | None
     projections: Projections | None = None
+    replaces_general: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, as a config keeps them."""
-        return {name: value for name, value in asdict(self).items() if name != "projections" or value is not None}
+        values = asdict(self)
+        return {name: value for name, value in values.items() if value != _WHERE_NOT_NAMED.get(name, ...)}
+
+
+_WHERE_NOT_NAMED = {"projections": None, "replaces_general": False}
+"""Fields that earlier versions did not write, and what they are there."""
 
 
 def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Sequence[str]) -> list[Addition]:
@@ -58,7 +66,7 @@ def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Seque
         raise ConfigError("additions", additions, f"names nothing; {remedy}")
     served, found = set(languages_of(parse_pairs(language_pairs))), list[Addition]()
     for values in additions:
-        if values.keys() | {"projections"} != {item.name for item in fields(Addition)}:
+        if values.keys() | _WHERE_NOT_NAMED.keys() != {item.name for item in fields(Addition)}:
             raise ConfigError("additions", values, f"must have the fields of an addition; {remedy}")
         addition = Addition(**values)
         check_fields(addition)
@@ -93,7 +101,29 @@ def check_growth(config: LanderConfig) -> None:
         if composed - set(config.language_pairs or ()):
             raise ConfigError("composed_pairs", config.composed_pairs, "are not all among the adapter's pairs.")
     if config.additions is not None:
-        read_additions(config.additions, config.language_pairs or ())
+        for addition in read_additions(config.additions, config.language_pairs or ()):
+            if addition.replaces_general:
+                check_replacing(config, addition)
+
+
+def check_replacing(config: LanderConfig, addition: Addition) -> None:
+    """Check that blocks of an addition can stand in the place of components of the general one.
+
+    Raises:
+        ConfigError: One of the two is none of low rank, or their outputs are not added.
+    """
+    remedy = "that others could begin as; leave out init_from."
+    if config.tune == "specific":
+        raise ConfigError("tune", config.tune, f"has no general block {remedy}")
+    if config.tune == "layers":
+        problem = "has a general block on all neurons, and a language's has those of no other language"
+        raise ConfigError("tune", config.tune, f"{problem}; leave out init_from.")
+    for name, rank in (("general_rank", config.general_rank), ("specific_rank", addition.rank)):
+        if rank is None:
+            raise ConfigError(name, rank, f"has no components {remedy}")
+    if config.car in INPUT_DEPENDENT:
+        problem = "opens general and specific blocks by the input, so none can stand in another's place"
+        raise ConfigError("car", config.car, f"{problem}; leave out init_from.")
 
 
 def grown_layout(config: LanderConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +149,7 @@ def grown_layout(config: LanderConfig, counts: Mapping[str, Any]) -> dict[str, A
         "on_general": dict(counts.get("on_general", {})),
         "untuned": untuned,
         "added": {
-            language: Form(addition.rank, addition.projections or config.projections)
+            language: Form(addition.rank, addition.projections or config.projections, addition.replaces_general)
             for language, addition in added.items()
         },
         "own_gates": tuple(pair for pair in counts["language_pairs"] if pair in config.later_pairs),

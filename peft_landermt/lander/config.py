@@ -16,9 +16,9 @@ from .additions import Addition, check_growth, grown_layout, read_additions
 from .deltas import is_row_per_pair
 from .layout import CONSTANT, BlockLayout, Counts, check_counts
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """2 has factors in attention and of specific neurons, or deltas on some projections only; 3 has pairs that were added
-or composed; others are written as 1."""
+or composed, 4 some whose blocks stand in the place of general ones; others are written as 1."""
 METHOD = (
     "car",
     "inactive_neurons",
@@ -228,6 +228,8 @@ class LanderConfig(RoutedConfig):
     @property
     def needed_format(self) -> int:
         """The oldest version of the format that can say what the adapter is."""
+        if any(addition.replaces_general for addition in self.added.values()):
+            return 4
         if self.additions is not None or self.composed_pairs is not None:
             return 3
         return 2 if self.attention_modules or self.specific_rank or self.projections != "all" else 1

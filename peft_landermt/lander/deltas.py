@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -165,19 +166,20 @@ class NeuronBlocks(Blocks):
 
     @torch.no_grad()
     def copy_block(self, language: str, earlier: str) -> None:
-        """Give an added language's deltas the values of an earlier one's; 0 on neurons that only the new one has."""
+        """Give an added language's deltas the values of an earlier block's, the first components where it has more; 0
+        on neurons that only the new one has."""
         for projection, tuned in self.tuned_on.items():
             if not {language, earlier} <= set(tuned):
                 continue
-            parts = self.projections[projection]
-            for side in ("",) if self.ranks[language] is None else ("_A", "_B"):
+            parts, rank = self.projections[projection], self.ranks[language]
+            for side in ("",) if rank is None else ("_A", "_B"):
                 own, other = (self.get_parameter(f"{block}_{projection}{side}") for block in (language, earlier))
                 if side == "_A":
-                    own.copy_(other)
+                    own[: len(other)] = other[:rank]
                     continue
                 of_all = other.new_zeros(self.layout.neurons * parts, other.shape[1])  # rows are those of neurons
                 of_all[self.places(earlier, parts)] = other
-                own.copy_(of_all[self.places(language, parts)])
+                own[:, : other.shape[1]] = of_all[self.places(language, parts), : own.shape[1]]
 
     def group_masks(self, pair: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell which of the p neurons are general, and which are specific to the pair's languages: two bool (p,). A
@@ -258,7 +260,7 @@ class NeuronBlocks(Blocks):
         self, tuned: tuple[str, ...], team: Team, parts: int, dtype: torch.dtype
     ) -> list[tuple[list[str], torch.Tensor, torch.Tensor | None]]:
         """Of tuned blocks those that some sample uses, those of one form together, with their rows (columns) of a
-        projection (n,) and, where samples differ, which rows or ranks each sample uses (n, 1, rows)."""
+        projection (n,) and, where not all are 1, the weights of rows or ranks: (n, 1, rows), or (rows,)."""
         used = {language for pair in team.pairs for language in self.languages.get(pair, ())}
         languages = [block for block in tuned if block in used]
         in_rows = [language for language in languages if self.ranks[language] is None]
@@ -269,16 +271,25 @@ class NeuronBlocks(Blocks):
             groups = [in_rows, [GENERAL, *in_factors]] if joins else [[GENERAL], *groups]
         found: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
         for blocks in filter(None, groups):
+            places = [self.places(each, parts) for each in blocks]
+            weights = tuple(
+                tuple(chain.from_iterable(self._weights(each, pair, tuned) for each in blocks)) for pair in team.pairs
+            )
             scale = None
-            if team.of_sample is not None and blocks != [GENERAL]:
-                held = tuple(
-                    tuple(block == GENERAL or block in self.languages.get(pair, ()) for block in blocks)
-                    for pair in team.pairs
-                )
-                sizes = tuple(self.layout.rank(each) or len(self.places(each, parts)) for each in blocks)
-                scale = team.uses(held, sizes, dtype)
-            found.append((blocks, torch.cat([self.places(each, parts) for each in blocks]), scale))
+            if any(weight != 1 for row in weights for weight in row):
+                widths = [self._widths(each, len(place)) for each, place in zip(blocks, places, strict=True)]
+                scale = team.weigh(weights, tuple(chain.from_iterable(widths)), dtype, places[0].device)
+            found.append((blocks, torch.cat(places), scale))
         return found
+
+    def _weights(self, block: str, pair: str | None, tuned: tuple[str, ...]) -> tuple[int, ...]:
+        """Weights of a block for a pair, in a projection that some blocks are on; see [`BlockLayout.weights`]."""
+        return self.layout.weights(block, [each for each in self.languages.get(pair, ()) if each in tuned], self.ranks)
+
+    def _widths(self, block: str, rows: int) -> tuple[int, ...]:
+        """How many ranks (rows) each weight of a block is of."""
+        rank = self.ranks[block]
+        return (1,) * rank if block == GENERAL and rank is not None else (rank or rows,)
 
     # Loading, logging, printing
 

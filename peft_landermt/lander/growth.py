@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..language_pair import LanguagePair, languages_of, parse_pair, parse_pairs
 from ..neuron_map import NeuronMap
 from ..routed.folder import AdapterFolder
-from .additions import Addition
+from .additions import Addition, check_replacing
 from .config import LanderConfig
 from .extending import check_neuron_map
 from .filling import average_pairs
@@ -60,8 +61,10 @@ def add_language_pairs(
             blocks are on.
         attention_modules: Projections of attention in which each new language has low-rank factors; None for none.
         attention_rank: Rank of these.
-        init_from: A language that was added earlier, with blocks of the same form: the new ones begin as copies of
-            its, and learn from there; on neurons that it has not, ΔW begins at zero. None: all of it does.
+        init_from: What the new blocks begin as copies of, and learn from there. `"general"`: the first components of
+            the general block, in whose place they stand for the new pairs. These go on from what all pairs learned,
+            as training on would, while the general block stays. Or a language that was added earlier, with blocks of
+            the same form. On neurons that the copied block has not, ΔW begins at zero. None: all of it does.
 
     Raises:
         AdapterError: There is no such adapter, it is merged, or it has no neuron map; or it saves whole modules, which
@@ -100,7 +103,7 @@ def add_language_pairs(
         projections=projections,
     )
     if init_from is not None:
-        _check_start(config, addition, init_from)
+        addition = _beginning(config, addition, init_from, tune)
     grown = copy.copy(config)
     grown.language_pairs = [*(config.language_pairs or ()), *addition.language_pairs]
     grown.additions = [*(config.additions or ()), addition.to_dict()]
@@ -194,16 +197,28 @@ def remove_language_pairs(model: PeftModel, language_pairs: Sequence[str], adapt
     _change(model, adapter_name, for_pairs(config, [pair for pair in held if pair not in removed]), None)
 
 
-def _check_start(config: LanderConfig, addition: Addition, init_from: str) -> None:
-    """Check that blocks of an addition can begin as copies of an earlier language's."""
+def _beginning(config: LanderConfig, addition: Addition, init_from: str, tune: str) -> Addition:
+    """Return an addition whose blocks begin as copies, after a check that they can."""
+    if init_from == GENERAL:
+        if tune != "pair":
+            raise ConfigError("tune", tune, "leaves out the neurons of the general block; leave out init_from.")
+        replacing = replace(addition, replaces_general=True)
+        check_replacing(config, replacing)
+        in_ffns = "all" in (ours := {addition.projections, config.projections}) or len(ours) == 1
+        if not in_ffns and not set(addition.attention_modules or ()) & set(config.attention_modules or ()):
+            problem = f"has nothing in common with the general block, which is on {config.projections!r}"
+            raise ConfigError("projections", addition.projections, f"{problem}; leave out init_from.")
+        return replacing
     if init_from not in list(config.added):
-        added = ", ".join(config.added) or "none"
-        raise ConfigError("init_from", init_from, f"must be a language that was added; in this adapter: {added}.")
-    own, earlier = (_form(each, config) for each in (addition, config.added[init_from]))
+        added = ", ".join((GENERAL, *config.added))
+        raise ConfigError("init_from", init_from, f"must be 'general' or a language that was added; here: {added}.")
+    earlier = config.added[init_from]
+    own, other = (_form(each, config) for each in (addition, earlier))
     for option, value in own.items():
-        if value != earlier[option]:
-            remedy = f"the blocks of {init_from!r} have {earlier[option]!r}; give the same, or leave out init_from."
+        if value != other[option]:
+            remedy = f"the blocks of {init_from!r} have {other[option]!r}; give the same, or leave out init_from."
             raise ConfigError(option, value, remedy)
+    return replace(addition, replaces_general=earlier.replaces_general)
 
 
 def _form(addition: Addition, config: LanderConfig) -> dict[str, Any]:

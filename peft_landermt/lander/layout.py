@@ -123,10 +123,13 @@ class Form(NamedTuple):
     Attributes:
         rank: Of the deltas; None for whole rows.
         projections: Which projections of a neuron have them.
+        replaces_general: Whether, for its pairs, the block stands in the place of as many components of the general
+            one, which its own began as copies of.
     """
 
     rank: int | None
     projections: Projections
+    replaces_general: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,3 +199,24 @@ class BlockLayout:
         """Return the languages of `pair` that have blocks here."""
         parts = pair.split("-") if pair is not None else ()
         return tuple(language for language in self.specific if language in parts)
+
+    def weights(self, block: str, languages: Collection[str], ranks: Mapping[str, int | None]) -> tuple[int, ...]:
+        """Weigh a block for a pair: what ΔW has of it.
+
+        A component of the general block has 1, less one for each block that stands in its place. Such a block began as
+        a copy, and what it adds is what it has become, less what it was. So where two stand in a component's place, in
+        a pair that was composed, the component is subtracted once.
+
+        Args:
+            block: The block.
+            languages: Of the pair, those that have a block beside it.
+            ranks: Of all these blocks.
+
+        Returns:
+            A weight for each component of the general block, where it is of low rank; of another block a single one.
+        """
+        rank = ranks[block]
+        if block != GENERAL or rank is None:
+            return (int(block == GENERAL or block in languages),)
+        replaced = [ranks[language] or 0 for language in languages if self.form(language).replaces_general]
+        return tuple(1 - sum(component < number for number in replaced) for component in range(rank))

@@ -44,6 +44,7 @@ class SharedFactors(Blocks):
         init_weights: bool = True,
     ) -> None:
         super().__init__()
+        self.layout = layout
         self.pairs = layout.language_pairs
         self.roles = {block: roles for block, (roles, _) in layout.attention.items()}
         self.ranks = {block: rank for block, (_, rank) in layout.attention.items()}
@@ -71,20 +72,25 @@ class SharedFactors(Blocks):
 
     @torch.no_grad()
     def copy_block(self, language: str, earlier: str) -> None:
-        """Give an added language's factors the values of an earlier one's."""
-        for role in self.roles.get(language, ()) if earlier in self.roles else ():
-            for own, other in zip(self.factors(role, language), self.factors(role, earlier), strict=True):
-                own.copy_(other)
+        """Give an added language's factors the values of an earlier block's, the first of them where it has more."""
+        for role in set(self.roles.get(language, ())) & set(self.roles.get(earlier, ())):
+            (factor_a, factor_b), (other_a, other_b) = (self.factors(role, block) for block in (language, earlier))
+            factor_a[: len(other_a)] = other_a[: len(factor_a)]
+            factor_b[:, : len(other_a)] = other_b[:, : len(factor_a)]
 
     def used_by(self, team: Team, role: str, dtype: torch.dtype) -> list[tuple[str, torch.Tensor | None]]:
-        """List blocks that some of a team's samples use in a role, `general` first; for those of languages also which
-        samples, where these differ: (n, 1, 1), 1 or 0."""
+        """List blocks that some of a team's samples use in a role, `general` first, and, where not all are 1, their
+        weights (n, 1, r) or (n, 1, 1), or (r,) of all samples."""
         found: list[tuple[str, torch.Tensor | None]] = []
-        for block, roles in self.roles.items():
-            uses = [block == GENERAL or block in self.languages.get(pair, ()) for pair in team.pairs]
-            if role in roles and any(uses):
-                held = tuple((each,) for each in uses)
-                found.append((block, None if all(uses) else team.uses(held, (1,), dtype)))
+        tuned = [block for block, roles in self.roles.items() if role in roles]
+        spoken = [[each for each in self.languages.get(pair, ()) if each in tuned] for pair in team.pairs]
+        for block in tuned:
+            weights = tuple(self.layout.weights(block, languages, self.ranks) for languages in spoken)
+            if all(weight == 1 for row in weights for weight in row):
+                found.append((block, None))
+            elif any(weight for row in weights for weight in row):
+                device = self.factors(role, block)[0].device
+                found.append((block, team.weigh(weights, (1,) * len(weights[0]), dtype, device)))
         return found
 
 

@@ -114,7 +114,7 @@ class LanguageFactors(Blocks):
         scale = None
         if mixed and not by_sample:
             ranks = tuple(self.ranks[language] for of_side in languages for language in of_side)
-            scale = team.uses(_held(team.pairs, sides, languages), ranks, dtype)
+            scale = team.weigh(_held(team.pairs, sides, languages), ranks, dtype, downs[0].device)
         down = downs[0] if len(downs) == 1 else torch.cat(downs, dim=-2)
         if self.all_take_part:
             down = down + sum((weight * 0).sum() for weight in self.parameters())
@@ -160,7 +160,7 @@ def _of_samples(
         ]
     downs, ups = (torch.stack(each).to(dtype) for each in zip(*factors, strict=True))
     ones = (1,) * len(languages)
-    chosen = team.uses(_held(team.pairs, (side,), (languages,)), ones, dtype).squeeze(1)
+    chosen = team.weigh(_held(team.pairs, (side,), (languages,)), ones, dtype, downs.device).squeeze(1)
     return tuple((chosen @ each.flatten(1)).view(-1, *each.shape[1:]) for each in (downs, ups))  # type: ignore[return-value]
 
 

@@ -20,6 +20,9 @@ from ..errors import LanguagePairError
 Destination = tuple[str, "str | None"]
 """An adapter and one of its pairs; None for an adapter without pairs."""
 
+Weights = tuple[tuple[int, ...], ...]
+"""For every pair of some, the weight of each of some groups of columns."""
+
 _BATCHED = (
     "input_ids", "inputs", "inputs_embeds", "input_features", "input_values", "pixel_values", "attention_mask",
     "labels", "decoder_input_ids",
@@ -179,23 +182,26 @@ class Team:
         pair."""
         return by_pair[0] if self.of_sample is None else by_pair[self.of_sample].unsqueeze(1)
 
-    def uses(self, held: tuple[tuple[bool, ...], ...], widths: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Tell which columns each sample uses, as ones and zeros (n, 1, columns); layers of one form share them, and
-        wait for the device once.
+    def weigh(
+        self, weights: Weights, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Weigh columns for each sample: (n, 1, columns), or (columns,) where there is one pair; layers of one form
+        share them, and wait for the device once.
 
         Args:
-            held: For each of `pairs`, which groups of columns it uses.
+            weights: For each of `pairs` the weight of every group of columns: 0 where it does not use them.
             widths: Columns of every group.
-            dtype: Type of the ones and zeros.
+            dtype: Type of the weights.
+            device: Their device.
         """
-        return self.call.once(("uses", self.of_sample, held, widths, dtype), self._find_used, held, widths, dtype)
+        key = ("weigh", self.of_sample, weights, widths, dtype, device)
+        return self.call.once(key, self._weigh, weights, widths, dtype, device)
 
-    def _find_used(
-        self, held: tuple[tuple[bool, ...], ...], widths: tuple[int, ...], dtype: torch.dtype
+    def _weigh(
+        self, weights: Weights, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        assert self.of_sample is not None
-        rows = [list(chain.from_iterable(map(repeat, row, widths))) for row in held]
-        return self.spread(torch.tensor(rows, dtype=dtype).to(self.of_sample.device, non_blocking=True))
+        rows = [list(chain.from_iterable(map(repeat, row, widths))) for row in weights]
+        return self.spread(torch.tensor(rows, dtype=dtype).to(device, non_blocking=True))
 
     def once(self, key: Hashable, make: Callable[..., _Made], *values: Any) -> _Made:
         """Return what `make` returns of `values`, made once a call; for what no gradient flows through."""

@@ -47,14 +47,17 @@ class Update:
     dropout: float = 0.0
 
     @classmethod
-    def low_rank(cls, down: torch.Tensor, up: torch.Tensor, **rest: Any) -> Update:
+    def low_rank(cls, down: torch.Tensor, up: torch.Tensor, scale: torch.Tensor | None = None, **rest: Any) -> Update:
         """Make an update of two factors, each laid out so that its long side is contiguous.
 
-        On CPUs the backward pass through a thin matrix that lies the other way takes up to three times as long.
+        On CPUs the backward pass through a thin matrix that lies the other way takes up to three times as long. A
+        scale (r,) that all samples have is taken into the factors.
         """
+        if scale is not None and scale.dim() == 1:
+            down, scale = down * scale.unsqueeze(1), None
         if down.device.type == "cpu":
             down, up = down.contiguous(), up.mT.contiguous().mT
-        return cls(down, up, **rest)
+        return cls(down, up, scale=scale, **rest)
 
     @property
     def dtype(self) -> torch.dtype:

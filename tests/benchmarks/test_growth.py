@@ -44,6 +44,8 @@ def lines_of(folder: Path, *arms: str, bleu: int = 1, name: str = "growth") -> l
         ("grown r=4", True),
         ("grown r=4, all projections at first", True),
         ("grown r=4, all linear layers at first, from the last", True),
+        ("grown r=4, all linear layers at first, from general, then from the last", True),
+        ("LoRA, copied, 4 of 16 components", True),
         ("LoRA, stacked r=16", True),
         ("LoRA, stacked r=4, from the last", True),
         ("LoRA, one a phase", True),
@@ -59,7 +61,10 @@ def test_phases(folder: Path, arm: str, old_stay: bool) -> None:
         same = [phase["losses"][pair] == phases[0]["losses"][pair] for pair in FIRST]
         assert all(same) if old_stay else not any(same)
     if arm.endswith("from the last"):
-        assert phases[2]["learning_rate"] == pytest.approx(0.4 * phases[1]["learning_rate"])
+        share = 0.67 if "then" in arm else 0.4
+        assert phases[2]["learning_rate"] == pytest.approx(share * phases[1]["learning_rate"])
+    if "copied" in arm:
+        assert phases[1]["trainable_parameters"] == phases[0]["trainable_parameters"] / 4
     assert end["losses_composed"].keys() == end["bleu_pivoted"].keys() == {"de-fr", "fr-de", "de-zh", "zh-de"}
 
 

@@ -116,8 +116,18 @@ REFUSED: dict[str, tuple[Callable[[PeftModel], None], type[LanderError], str]] =
     "no roles": (italian(attention_modules=[]), ConfigError, "names nothing"),
     "tune": (italian(tune="general"), ConfigError, "tune='general'"),
     "projections": (italian(projections="down"), ConfigError, "projections='down'"),
-    "begins as a language of the first": (italian(init_from="de"), ConfigError, "init_from='de'.*adapter: none"),
+    "begins as a language of the first": (italian(init_from="de"), ConfigError, "init_from='de'.*here: general"),
     "begins as no language": (italian(init_from=["de"]), ConfigError, "init_from="),
+    "whole rows begin as factors": (
+        italian(init_from="general", specific_rank=None),
+        ConfigError,
+        "specific_rank=None: has no components.*leave out init_from",
+    ),
+    "begins as general on other neurons": (
+        italian(init_from="general", tune="specific"),
+        ConfigError,
+        "tune='specific'.*leave out init_from",
+    ),
     "unknown adapter": (italian(adapter_name="x"), AdapterError, r"loaded: \['default'\]"),
     "composed without a block": (lambda m: compose_language_pair(m, "de-it"), LanguagePairError, "no block of 'it'"),
     "composed twice": (lambda m: compose_language_pair(m, "en-de"), LanguagePairError, "in the adapter already"),
@@ -158,6 +168,26 @@ def test_a_block_of_another_form_is_no_beginning(option: str, value: Any) -> Non
     form = {"specific_rank": 2, "attention_rank": 2, option: value}
     with pytest.raises(ConfigError, match=f"{option}={value!r}.*leave out init_from"):
         add_language_pairs(model, maps(NAME)[2], SPANISH, init_from="it", **form)
+    assert same(before, saved(model)) and model.peft_config["default"].to_dict() == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"general_rank": None}, "general_rank=None: has no components"),
+        ({"tune": "specific"}, "tune='specific': has no general block"),
+        ({"tune": "layers"}, "tune='layers': has a general block on all neurons"),
+        ({"car": "learned"}, "car='learned': opens general and specific blocks by the input"),
+        ({"car": "token"}, "car='token': opens"),
+        ({"projections": "input", "attention_modules": ["q"]}, "projections='output': has nothing in common"),
+    ],
+)
+def test_a_general_block_that_is_no_beginning(options: dict[str, Any], message: str) -> None:
+    model = adapted(NAME, **options)
+    before, config = saved(model), model.peft_config["default"].to_dict()
+    form = {"specific_rank": 2, "projections": "output", "attention_modules": ["v"], "attention_rank": 2}
+    with pytest.raises(ConfigError, match=f"{message}.*leave out init_from"):
+        add_language_pairs(model, maps(NAME)[1], ITALIAN, init_from="general", **form)
     assert same(before, saved(model)) and model.peft_config["default"].to_dict() == config
 
 
