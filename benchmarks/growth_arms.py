@@ -68,10 +68,10 @@ ARMS = {
     "grown r=4, all linear layers at first": Arm("grow", first=EVERYWHERE),
     "grown r=4, all linear layers at first, from the last": Arm("grow", copied=0.4, first=EVERYWHERE),
     "grown r=4, all linear layers at first, from general": Arm(
-        "grow", rates=(3e-4,), options={"init_from": "general"}, first=EVERYWHERE
+        "grow", rates=(5e-4, 3e-4), options={"init_from": "general"}, first=EVERYWHERE
     ),
     "grown r=4, all linear layers at first, from general, then from the last": Arm(
-        "grow", rates=(3e-4,), options={"init_from": "general"}, copied=0.67, first=EVERYWHERE
+        "grow", options={"init_from": "general"}, copied=0.4, first=EVERYWHERE
     ),
     "LoRA, trained on": Arm("train on", rates=(5e-4, 1e-4)),
     "LoRA, trained on, 5% replay": Arm("train on", rates=(5e-4, 1e-4), replay=0.05),
