@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from common import RESULTS, read_results, table
+from lines import spread
 
 RUN = ("model", "dtype", "order", "rows", "epochs", "seed", "bleu", "arm", "rate")
 SETTING = RUN[:5]
@@ -60,7 +61,8 @@ def loss_table(runs: list[dict[str, Any]]) -> str:
 
 def mean_table(runs: list[dict[str, Any]]) -> str:
     """Mean development losses over the runs of an arm, which differ in order and seed: of all pairs at the end, of the
-    first pairs, of those that came second, and of Chinese and Arabic when they were new."""
+    first pairs, of those that came second, and of each language when it was new, added first or after the other, with
+    the standard deviation over seeds."""
     arms: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for run in runs:
         if len(run["phases"]) == 3:
@@ -68,23 +70,29 @@ def mean_table(runs: list[dict[str, Any]]) -> str:
     rows = []
     for (arm, rate), found in arms.items():
         phases = [[run["phases"][number] for number in range(3)] for run in found]
-        new: dict[str, list[float]] = {}
-        for phase in (phase for _, *later in phases for phase in later):
-            new.setdefault(phase["pairs"][0][-2:], []).append(_mean_of(phase, phase["pairs"]))
+        new = {
+            (language, place): [
+                _mean_of(three[place], three[place]["pairs"])
+                for three in phases
+                if three[place]["pairs"][0].endswith(language)
+            ]
+            for language in ("zh", "ar")
+            for place in (1, 2)
+        }
         measured = [
             [_mean_of(last, last["losses"]) for *_, last in phases],
             [_mean_of(first, first["pairs"]) for first, *_ in phases],
             [_mean_of(last, first["pairs"]) for first, _, last in phases],
             [_mean_of(second, second["pairs"]) for _, second, _ in phases],
             [_mean_of(last, second["pairs"]) for _, second, last in phases],
-            new["zh"],
-            new["ar"],
             [fmean(run["losses_composed"].values()) for run in found],
         ]
         trained = max(three[1]["trainable_parameters"] for three in phases) / 1e6
-        rows.append([arm, f"{rate:g}", str(len(found)), trained, *(f"{fmean(values):.4f}" for values in measured)])
+        cells = [*(f"{fmean(values):.4f}" for values in measured), *(spread(values, 4) for values in new.values())]
+        rows.append([arm, f"{rate:g}", str(len(found)), trained, *cells])
     header = ["arm", "rate", "runs", "trained a phase, M", "all, end", "first pairs, new", "at the end"]
-    return table([*header, "second pairs, new", "at the end", "zh, new", "ar, new", "composed"], rows)
+    header += ["second pairs, new", "at the end", "composed", "zh, first", "zh, after ar", "ar, first", "ar, after zh"]
+    return table(header, rows)
 
 
 def _mean_of(phase: dict[str, Any], pairs: Iterable[str]) -> float:

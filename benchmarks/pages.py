@@ -23,7 +23,7 @@ from common import RESULTS, read_results, table
 from compare import comparison_table, read_comparison
 from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
-from seeds import choices, over_seeds
+from seeds import choices, over_seeds, scores_over_seeds
 from speed_report import by_setting, measure_table, target_table
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -192,6 +192,19 @@ def comparison(path: Path, wanted: Wanted) -> str:
     return table(*comparison_table(read_comparison(line), ("first", "second"), line["test"]))
 
 
+def comparisons(path: Path, wanted: Wanted) -> str:
+    """Pairs of runs, over all directions together: a row for each test set and seed."""
+    header: list[str] = []
+    rows = []
+    for line in read_results(path):
+        if all(str(line[name]) == value for name, value in wanted.items()):
+            together = {"all": read_comparison(line)["all"]}
+            head, ((_, *cells),) = comparison_table(together, ("first", "second"), "")
+            header = ["paired bootstrap", "seed", *head[1:]]
+            rows.append([line["test"], " and ".join(str(seed) for seed in sorted(set(line["seeds"]))), *cells])
+    return table(header, sorted(rows, key=lambda row: row[0]))
+
+
 KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "runs": runs,
     "directions": directions,
@@ -199,7 +212,9 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "interference": interference,
     "growth": growth,
     "seeds": lambda path, wanted: over_seeds(select(path, wanted)),
+    "scores": lambda path, wanted: scores_over_seeds(select(path, wanted)),
     "comparison": comparison,
+    "comparisons": comparisons,
     "choices": lambda path, wanted: choices(select(path, wanted)),
     "quickstart": quickstart,
     "stability": stability,

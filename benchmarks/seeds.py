@@ -56,6 +56,20 @@ def over_seeds(lines: Iterable[Line]) -> str:
     return table(["", "rate", *(f"{size} rows" for size in columns), "trained"], cells)
 
 
+def scores_over_seeds(lines: Iterable[Line]) -> str:
+    """One row for each method at a rate and each of its test sets: means over directions, and of these over seeds."""
+    cells = []
+    for group in groups(lines):
+        measured = [line for line in group.by_seed.values() if line["scores"]]
+        for test in measured[0]["scores"] if measured else ():
+            found = [list(line["scores"][test].values()) for line in measured]
+            means = [[fmean(row[metric] for row in rows) for rows in found] for metric in ("bleu", "chrf")]
+            runaway = sum(row["runaway"] for rows in found for row in rows)
+            cells.append([test, group.label, f"{group.rate:g}", *(spread(each, 2) for each in means), str(runaway)])
+    cells.sort(key=lambda row: row[0])
+    return table(["test lines", "", "rate", "BLEU", "chrF++", "translations without an end"], cells)
+
+
 def choices(lines: Iterable[Line]) -> str:
     """How much lower the loss is with what detection chose than with a control, seed by seed, each at the better of
     its rates, with a 95% interval by Student's t."""

@@ -52,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--init-from",
         metavar="LANGUAGE",
-        help="a language that was added earlier: the new blocks begin as copies of its (default: without effect)",
+        help="what the new blocks begin as copies of: 'general', components of the general block, in whose place they "
+        "then stand, or a language that was added earlier (default: without effect)",
     )
     parser.set_defaults(run=run)
 
