@@ -101,12 +101,14 @@ class Stored:
         pairs: The language pairs that it takes from a neuron map; None: it has no map.
         options: Other options of its config.
         added: Pairs of Italian that were added to it; then `it-de` is composed.
+        growth: Other options of `add_language_pairs`.
     """
 
     base: str
     pairs: tuple[str, ...] | None = tuple(PAIRS)
     options: dict[str, Any] = field(default_factory=dict)
     added: tuple[str, ...] = ()
+    growth: dict[str, Any] = field(default_factory=dict)
 
 
 def _stored(base: str, pairs: list[str] | None = PAIRS, **options: Any) -> Stored:
@@ -141,6 +143,11 @@ STORED: dict[str, Stored] = {
     "bloom-attention": _stored("bloom", attention_modules=["v", "o"], attention_rank=2),
     "t5-attention-no-map": _stored("t5", None, attention_modules=["v", "o"], attention_rank=2),
     "llama-grown": replace(_stored("llama", attention_modules=["v"], attention_rank=2), added=("en-it", "it-fr")),
+    "llama-grown-from-general": replace(
+        _stored("llama", attention_modules=["v"], attention_rank=2, specific_rank=2),
+        added=("en-it", "it-fr"),
+        growth={"init_from": "general", "specific_rank": 1, "attention_rank": 1},
+    ),
     "gpt2-grown-learned": replace(_stored("gpt2", car="learned"), added=("en-it", "it-fr")),
     "gemma3-off-rows": _stored("gemma3", general_rank=None),
     "gemma3-token": _stored("gemma3", car="token"),
@@ -232,7 +239,7 @@ def make(name: str) -> Path:
     randomize_adapter(model, std=0.4)
     if stored.added and neuron_map is not None:
         bigger = _with_italian(stored.base, neuron_map, stored.added)
-        add_language_pairs(model, bigger, stored.added, specific_rank=2, attention_rank=2)
+        add_language_pairs(model, bigger, stored.added, **{"specific_rank": 2, "attention_rank": 2, **stored.growth})
         randomize_adapter(model, std=0.4, seed=2)
         compose_language_pair(model, "it-de", neuron_map=bigger)
     with tempfile.TemporaryDirectory() as made:
