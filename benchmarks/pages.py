@@ -23,7 +23,7 @@ from common import RESULTS, read_results, table
 from compare import comparison_table, read_comparison
 from growth_report import bleu_table, loss_table, mean_table, runs_of
 from lines import Group, Line, best, first_epoch, groups, label, matches, read_lines, spread
-from seeds import choices, over_seeds, scores_over_seeds
+from seeds import choices, defaults_beside_lora, over_seeds, scores_over_seeds
 from speed_report import by_setting, measure_table, target_table
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -212,6 +212,7 @@ KINDS: dict[str, Callable[[Path, Wanted], str]] = {
     "interference": interference,
     "growth": growth,
     "seeds": lambda path, wanted: over_seeds(select(path, wanted)),
+    "beside": lambda path, wanted: defaults_beside_lora(select(path, wanted), DEFAULT),
     "scores": lambda path, wanted: scores_over_seeds(select(path, wanted)),
     "comparison": comparison,
     "comparisons": comparisons,

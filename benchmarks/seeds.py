@@ -78,14 +78,32 @@ def choices(lines: Iterable[Line]) -> str:
     for name, (chosen, controls) in CHOICES.items():
         own = _best(found, chosen)
         for control, pattern in controls.items():
-            other = _best(found, pattern)
-            seeds = sorted(own.by_seed.keys() & other.by_seed.keys())
-            gains = [own.by_seed[seed]["development_loss"] - other.by_seed[seed]["development_loss"] for seed in seeds]
-            half = STUDENT[len(gains)] * stdev(gains) / len(gains) ** 0.5
-            mean = fmean(gains)
-            shown = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
-            rows.append([name, control, f"{fmean(own.losses):.4f}", f"{fmean(other.losses):.4f}", shown])
+            rows.append([name, control, *_compared(own, _best(found, pattern))])
     return table(["chosen", "control", "loss", "loss of the control", "difference, 95% interval"], rows)
+
+
+def defaults_beside_lora(lines: Iterable[Line], default: str) -> str:
+    """How much lower the loss of the defaults is than that of LoRA in each place, by rows and directions."""
+    by_size: dict[tuple[int, int], list[Group]] = {}
+    for group in groups(lines):
+        line = next(iter(group.by_seed.values()))
+        by_size.setdefault((line["rows"], len(line["pairs"])), []).append(group)
+    rows = []
+    for (size, directions), found in sorted(by_size.items()):
+        own = _best(found, default)
+        for name in sorted({group.label for group in found if group.label.startswith("LoRA")}):
+            if len(own.by_seed) > 1:  # with a single seed there is no interval
+                rows.append([f"{directions} × {size}", name, *_compared(own, _best(found, name))])
+    return table(["directions × rows", "beside", "loss", "loss of LoRA", "difference, 95% interval"], rows)
+
+
+def _compared(own: Group, other: Group) -> list[str]:
+    """Mean losses of two groups, and their difference, seed by seed, with its interval."""
+    seeds = sorted(own.by_seed.keys() & other.by_seed.keys())
+    gains = [own.by_seed[seed]["development_loss"] - other.by_seed[seed]["development_loss"] for seed in seeds]
+    half, mean = STUDENT[len(gains)] * stdev(gains) / len(gains) ** 0.5, fmean(gains)
+    shown = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
+    return [f"{fmean(own.losses):.4f}", f"{fmean(other.losses):.4f}", shown]
 
 
 def _best(found: list[Group], name: str) -> Group:

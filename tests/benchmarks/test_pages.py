@@ -81,6 +81,23 @@ def test_a_difference_of_choices_and_its_interval(pages: ModuleType) -> None:
     assert row.split(" | ")[-1].removesuffix(" |") == expected
 
 
+def test_the_defaults_beside_lora(pages: ModuleType) -> None:
+    """With 250 rows, beside LoRA on all linear layers at the better of its rates, from the lines directly."""
+    losses: dict[tuple[str, float], dict[int, float]] = {}
+    for line in lines("deciding"):
+        if line["rows"] == 250 and line["trainable_parameters"] in (1_656_072, 3_796_992):
+            losses.setdefault((line["method"], line["learning_rate"]), {})[line["seed"]] = line["development_loss"]
+    own, other = (
+        min((found for (name, _), found in losses.items() if name == method), key=lambda found: mean(found.values()))
+        for method in ("lander", "lora")
+    )
+    gains = [own[seed] - other[seed] for seed in range(3)]
+    half = 4.303 * stdev(gains) / 3**0.5
+    table = pages.KINDS["beside"](SCRIPTS / "results" / "deciding.jsonl", {})
+    (row,) = (row for row in table.splitlines() if row.startswith("| 6 × 250 | LoRA, all linear layers |"))
+    assert f"{mean(gains):+.4f} ({mean(gains) - half:+.4f} to {mean(gains) + half:+.4f})" in row
+
+
 def test_means_of_adapters_that_grow(pages: ModuleType) -> None:
     """Arabic, when it was new, in each of two orders over two seeds, read from the lines directly."""
     new: dict[str, list[float]] = {"ar zh": [], "zh ar": []}
