@@ -91,8 +91,9 @@ class Bench:
         own_weights = own_weights or run.method == "full"
         return self.adapt(run, copy.deepcopy(self.base) if own_weights else self.view())
 
-    def grown(self) -> Any:
-        """An adapter of `OLD` to which `ADDED` were added and `COMPOSED` was composed."""
+    def grown(self, init_from: str | None) -> Any:
+        """An adapter of `OLD` to which `ADDED` were added, whose blocks begin as `init_from`, and `COMPOSED` was
+        composed."""
         base, options = self.view(), {"num_layers": "all", "progress": False}
 
         def detect(languages: list[str], pairs: list[str], **more: Any) -> NeuronMap:
@@ -102,7 +103,7 @@ class Bench:
         first = detect(LANGUAGES[:3], OLD)
         bigger = detect(["en", "zh"], ADDED, extends=first)
         model = get_peft_model(base, LanderConfig(task_type="CAUSAL_LM", neuron_map=first))
-        add_language_pairs(model, bigger, ADDED)
+        add_language_pairs(model, bigger, ADDED, init_from=init_from)
         compose_language_pair(model, COMPOSED)
         return model
 

@@ -180,7 +180,7 @@ def mixed(bench: Bench) -> Measures:
 
 def grown(bench: Bench) -> Measures:
     """Forward of a batch through an adapter that grew: rows of one pair, and of old, new and composed ones."""
-    rows, model = 4 * bench.args.batch_size, bench.grown().eval()
+    rows = 4 * bench.args.batch_size
     inputs = _forward_inputs(bench, rows)
     kinds = {
         "one old pair": OLD[:1],
@@ -188,7 +188,13 @@ def grown(bench: Bench) -> Measures:
         "old pairs": OLD,
         "old, new and composed pairs": [*OLD, *ADDED, COMPOSED],
     }
-    calls = {kind: partial(model, **inputs, language_pairs=spread_over(pairs, rows)) for kind, pairs in kinds.items()}
+    calls = {}
+    for name, init_from in (("grown", None), ("grown from general", "general")):
+        model = bench.grown(init_from).eval()
+        calls |= {
+            f"{name}, {kind}": partial(model, **inputs, language_pairs=spread_over(pairs, rows))
+            for kind, pairs in kinds.items()
+        }
     return {"forward_seconds": interleave(calls, bench.repeats, bench.device)}
 
 

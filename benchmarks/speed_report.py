@@ -54,8 +54,11 @@ FOR_ONE_FORM = (
         for form, limit in STEPS_BESIDE_LORA.items()
         for count, pairs in ((1, "1 pair"), (10, "10 pairs"))
     ),
-    Target("forward of old, new and composed pairs beside one old pair", GROWN, ALL, "one old pair", "at most", 1.1),
-    Target("forward of old, new and composed pairs beside one new pair", GROWN, ALL, "one new pair", "at most", 1.1),
+    *(
+        Target(f"{name}: forward of {ALL} beside {one}", GROWN, f"{name}, {ALL}", f"{name}, {one}", "at most", 1.1)
+        for name in ("grown", "grown from general")
+        for one in ("one old pair", "one new pair")
+    ),
     *(
         Target(
             f"detection beside one pass over the same tokens, {weights}",
