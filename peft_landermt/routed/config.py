@@ -130,6 +130,7 @@ class RoutedConfig(PeftConfig):
         for name in ("peft_type", *self.SIZES, *self.FORM):
             mine, theirs = getattr(self, name), getattr(other, name, None)
             if mine != theirs:
+                mine, theirs = _what_differs(mine, theirs)
                 raise AdapterError(name, theirs, f"the loaded adapter has {mine}; load the other under another name.")
 
     def take_over(self, other: RoutedConfig) -> None:
@@ -235,3 +236,14 @@ class RoutedConfig(PeftConfig):
         """Return all fields but those that are not part of a saved adapter."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.NOT_SAVED}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+
+
+def _what_differs(mine: Any, theirs: Any) -> tuple[Any, Any]:
+    """Leave out of two values what they have in common: entries of dictionaries, and of lists of these."""
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        first = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
+        return _what_differs(*first) if isinstance(first[0], dict) else (mine, theirs)
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        return {name: mine.get(name) for name in names}, {name: theirs.get(name) for name in names}
+    return mine, theirs

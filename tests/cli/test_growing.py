@@ -76,6 +76,25 @@ def test_extending_resumes(shop: Growing, tmp_path: Path) -> None:
     assert same_state(load_file(tmp_path / "again" / WEIGHTS), load_file(shop.bigger / WEIGHTS))
 
 
+def test_extending_from_general_components(shop: Growing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Saved as another format, resumed, and taken out again."""
+    folder = tmp_path / "general"
+    command = [*shop.extend("--save-steps", "4", "--init-from", "general"), "--output", str(folder)]
+    assert main(command) == 0
+    state, before = load_file(folder / WEIGHTS), load_file(shop.adapter / WEIGHTS)
+    assert all(state[key][: len(value)].equal(value) for key, value in before.items())
+    config = PeftConfig.from_pretrained(str(folder))
+    assert config.format_version == 4 and config.additions[0]["replaces_general"]
+    shutil.rmtree(folder / "checkpoint-8")
+    without = [*shop.extend("--save-steps", "4", "--resume"), "--output", str(folder)]
+    fails(capsys, without, "replaces_general")
+    assert main([*command, "--resume"]) == 0
+    assert same_state(load_file(folder / WEIGHTS), state)
+    pairs = ["--adapter", str(folder), "--pairs", "en-it", "it-en", "--output", str(tmp_path / "removed")]
+    assert main(["remove", *shop.model, *pairs]) == 0
+    assert (tmp_path / "removed" / WEIGHTS).read_bytes() == (shop.adapter / WEIGHTS).read_bytes()
+
+
 def test_composed_and_removed(shop: Growing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = ["--adapter", str(shop.bigger)]
     assert main(["compose", *shop.model, *adapter, "--pairs", "de-it", "--output", str(tmp_path / "composed")]) == 0
@@ -104,7 +123,7 @@ def test_wrong_use_is_told_in_one_line(shop: Growing, tmp_path: Path, capsys: py
     fails(capsys, [*shop.extend("--prompt", "{source} ="), *output], "were trained with another")
     fails(capsys, [*shop.extend("--neuron-map", str(shop.map)), *output], "the neuron map holds en-de, de-en")
     fails(capsys, [*shop.extend("--adapter", str(shop.bigger)), *output], "is in the adapter already")
-    fails(capsys, [*shop.extend("--init-from", "de"), *output], "must be a language that was added")
+    fails(capsys, [*shop.extend("--init-from", "de"), *output], "must be 'general' or a language that was added")
     adapter = ["--adapter", str(shop.bigger), *output]
     fails(capsys, ["compose", *shop.model, *adapter, "--pairs", "de-fr"], "no block of 'fr'")
     fails(capsys, ["remove", *shop.model, *adapter, "--pairs", "en-fr"], "holds en-de, de-en, en-it, it-en")

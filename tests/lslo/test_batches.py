@@ -186,15 +186,15 @@ def test_a_forward_makes_the_masks_of_a_batch_once(
 ) -> None:
     """Not once a layer: on a GPU each would be a copy from the host."""
     made: list[int] = []
-    original = Team._find_used
-    monkeypatch.setattr(Team, "_find_used", lambda *args: (made.append(1), original(*args))[1])
+    original = Team._weigh
+    monkeypatch.setattr(Team, "_weigh", lambda *args: (made.append(1), original(*args))[1])
     model = adapt(build("llama"), PAIRS, **options)
     logits(model, ids(length=tokens), language_pairs=PAIRS)
     assert len(made) == count and len(layers_of(model)) == 28
 
 
 def test_a_call_of_one_language_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Team, "_find_used", None)
+    monkeypatch.setattr(Team, "_weigh", None)
     model: PeftModel = adapt(build("llama"), [*PAIRS, "fr-de"])
     for tokens in (8, 24):
         logits(model, ids(length=tokens), language_pairs=["en-de", "fr-de", "en-de"])
