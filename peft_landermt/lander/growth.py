@@ -204,8 +204,8 @@ def _beginning(config: LanderConfig, addition: Addition, init_from: str, tune: s
             raise ConfigError("tune", tune, "leaves out the neurons of the general block; leave out init_from.")
         replacing = replace(addition, replaces_general=True)
         check_replacing(config, replacing)
-        in_ffns = "all" in (ours := {addition.projections, config.projections}) or len(ours) == 1
-        if not in_ffns and not set(addition.attention_modules or ()) & set(config.attention_modules or ()):
+        apart = {addition.projections, config.projections} == {"input", "output"}
+        if apart and not set(addition.attention_modules or ()) & set(config.attention_modules or ()):
             problem = f"has nothing in common with the general block, which is on {config.projections!r}"
             raise ConfigError("projections", addition.projections, f"{problem}; leave out init_from.")
         return replacing
