@@ -162,22 +162,24 @@ class Growth:
         start = {"init_from": added[-1]} if added and self.arm.copied is not None else {}
         add_language_pairs(self.model, self.found, pairs, **{**self.arm.options, **start})
 
-    def stack(self, number: int) -> None:
+    def add_lora(self, number: int, options: dict[str, Any], earlier: str | None) -> str:
+        """Add the LoRA of a phase, a copy of an earlier one where there is one; its name."""
         torch.manual_seed(self.args.seed)
-        name, last = f"phase{number}", f"phase{number - 1}"
-        self.model.add_adapter(name, lora(**self.arm.options))
-        if self.arm.copied is not None and last in self.model.peft_config:
-            state = get_peft_model_state_dict(self.model, adapter_name=last)
+        name = f"phase{number}"
+        self.model.add_adapter(name, lora(**options))
+        if earlier in self.model.peft_config:
+            state = get_peft_model_state_dict(self.model, adapter_name=earlier)
             set_peft_model_state_dict(self.model, state, adapter_name=name)
-        self.activate(self.model, ["default", name])
+        return name
+
+    def stack(self, number: int) -> None:
+        last = None if self.arm.copied is None else f"phase{number - 1}"
+        self.activate(self.model, ["default", self.add_lora(number, self.arm.options, last)])
 
     def train_copy(self, run: Run, rate: float, number: int) -> int:
         """Train the first components of a copy of the first adapter, which is served alone."""
-        name, components = f"phase{number}", self.arm.options["components"]
-        self.model.add_adapter(name, lora(**self.arm.first))
-        first = get_peft_model_state_dict(self.model, adapter_name="default")
-        set_peft_model_state_dict(self.model, first, adapter_name=name)
-        self.activate(self.model, [name])
+        components = self.arm.options["components"]
+        self.activate(self.model, [self.add_lora(number, self.arm.first, "default")])
         trained, hooks = 0, []
         for key, weight in self.model.named_parameters():
             if weight.requires_grad:

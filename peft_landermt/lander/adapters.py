@@ -10,6 +10,7 @@ import torch
 
 from ..errors import AdapterError
 from ..routed.adapters import Part, check_same
+from ..routed.config import what_differs
 from ..routed.folder import PREFIX
 from ..routed.state import State
 from .config import LanderConfig
@@ -46,7 +47,7 @@ def _add(config: LanderConfig, state: State, other: LanderConfig, other_state: S
         elif not torch.equal(state[key], value):
             differing.append(key)
     if differing:
-        raise AdapterError("folders", folder, _what_differs(differing, other))
+        raise AdapterError("folders", folder, _blocks_that_differ(differing, other))
     config.language_pairs = [*(config.language_pairs or ()), *(other.language_pairs or ())]
     config.composed_pairs = [*(config.composed_pairs or ()), *(other.composed_pairs or ())] or None
     config.additions = _additions_together(config.additions or [], other.additions or [], folder) or None
@@ -62,7 +63,7 @@ def _add(config: LanderConfig, state: State, other: LanderConfig, other_state: S
         config.neuron_counts[module] = Counts(**mine).to_dict()
 
 
-def _what_differs(keys: list[str], other: LanderConfig) -> str:
+def _blocks_that_differ(keys: list[str], other: LanderConfig) -> str:
     """Say which blocks of an adapter are not those of the others, and what can be done."""
     blocks = {GENERAL, *(block for counts in (other.neuron_counts or {}).values() for block in counts["specific"])}
     found = sorted(
@@ -95,8 +96,8 @@ def _additions_together(mine: list[dict[str, Any]], others: list[dict[str, Any]]
         if not same:
             together.append(copy.deepcopy(addition))
             continue
-        if (mine_has := _form(same[0])) != rest:
-            names = [name for name in {**mine_has, **rest} if mine_has.get(name) != rest.get(name)]
+        if _form(same[0]) != rest:
+            names, _ = what_differs(_form(same[0]), rest)
             problem = (
                 f"cannot be joined: {', '.join(addition['languages'])} was added with another {', '.join(names)}."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..choices import Projections, Role
@@ -43,12 +43,8 @@ class Addition:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, as a config keeps them."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if value != _WHERE_NOT_NAMED.get(name, ...)}
-
-
-_WHERE_NOT_NAMED = {"projections": None, "replaces_general": False}
-"""Fields that earlier versions did not write, and what they are there."""
+        values = asdict(self)  # earlier versions did not write the fields that have a default
+        return {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
 
 
 def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Sequence[str]) -> list[Addition]:
@@ -66,7 +62,8 @@ def read_additions(additions: Sequence[Mapping[str, Any]], language_pairs: Seque
         raise ConfigError("additions", additions, f"names nothing; {remedy}")
     served, found = set(languages_of(parse_pairs(language_pairs))), list[Addition]()
     for values in additions:
-        if values.keys() | _WHERE_NOT_NAMED.keys() != {item.name for item in fields(Addition)}:
+        optional = {item.name for item in fields(Addition) if item.default is not MISSING}
+        if values.keys() | optional != {item.name for item in fields(Addition)}:
             raise ConfigError("additions", values, f"must have the fields of an addition; {remedy}")
         addition = Addition(**values)
         check_fields(addition)
@@ -124,6 +121,50 @@ def check_replacing(config: LanderConfig, addition: Addition) -> None:
     if config.car in INPUT_DEPENDENT:
         problem = "opens general and specific blocks by the input, so none can stand in another's place"
         raise ConfigError("car", config.car, f"{problem}; leave out init_from.")
+
+
+def beginning(config: LanderConfig, addition: Addition, init_from: str, tune: str) -> Addition:
+    """Return an addition whose blocks begin as copies, after a check that they can.
+
+    Args:
+        config: Of the adapter before.
+        addition: What is added to it.
+        init_from: `"general"`, or a language that was added earlier.
+        tune: Neurons that the blocks are on, as `add_language_pairs` takes it.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if init_from == GENERAL:
+        if tune != "pair":
+            raise ConfigError("tune", tune, "leaves out the neurons of the general block; leave out init_from.")
+        replacing = replace(addition, replaces_general=True)
+        check_replacing(config, replacing)
+        apart = {addition.projections, config.projections} == {"input", "output"}
+        if apart and not set(addition.attention_modules or ()) & set(config.attention_modules or ()):
+            problem = f"has nothing in common with the general block, which is on {config.projections!r}"
+            raise ConfigError("projections", addition.projections, f"{problem}; leave out init_from.")
+        return replacing
+    if init_from not in list(config.added):
+        added = ", ".join((GENERAL, *config.added))
+        raise ConfigError("init_from", init_from, f"must be 'general' or a language that was added; here: {added}.")
+    earlier = config.added[init_from]
+    own, other = (_form(each, config) for each in (addition, earlier))
+    for option, value in own.items():
+        if value != other[option]:
+            remedy = f"the blocks of {init_from!r} have {other[option]!r}; give the same, or leave out init_from."
+            raise ConfigError(option, value, remedy)
+    return replace(addition, replaces_general=earlier.replaces_general)
+
+
+def _form(addition: Addition, config: LanderConfig) -> dict[str, Any]:
+    """The form of an addition's blocks, by the options that say it."""
+    return {
+        "specific_rank": addition.rank,
+        "projections": addition.projections or config.projections,
+        "attention_modules": addition.attention_modules,
+        "attention_rank": addition.attention_modules and addition.attention_rank,
+    }
 
 
 def grown_layout(config: LanderConfig, counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from ..errors import AdapterError, ConfigError, LanguagePairError
 from ..language_pair import LanguagePair, languages_of, parse_pair, parse_pairs
 from ..neuron_map import NeuronMap
 from ..routed.folder import AdapterFolder
-from .additions import Addition, check_replacing
+from .additions import Addition, beginning
 from .config import LanderConfig
 from .extending import check_neuron_map
 from .filling import average_pairs
@@ -103,7 +102,7 @@ def add_language_pairs(
         projections=projections,
     )
     if init_from is not None:
-        addition = _beginning(config, addition, init_from, tune)
+        addition = beginning(config, addition, init_from, tune)
     grown = copy.copy(config)
     grown.language_pairs = [*(config.language_pairs or ()), *addition.language_pairs]
     grown.additions = [*(config.additions or ()), addition.to_dict()]
@@ -197,40 +196,6 @@ def remove_language_pairs(model: PeftModel, language_pairs: Sequence[str], adapt
     _change(model, adapter_name, for_pairs(config, [pair for pair in held if pair not in removed]), None)
 
 
-def _beginning(config: LanderConfig, addition: Addition, init_from: str, tune: str) -> Addition:
-    """Return an addition whose blocks begin as copies, after a check that they can."""
-    if init_from == GENERAL:
-        if tune != "pair":
-            raise ConfigError("tune", tune, "leaves out the neurons of the general block; leave out init_from.")
-        replacing = replace(addition, replaces_general=True)
-        check_replacing(config, replacing)
-        apart = {addition.projections, config.projections} == {"input", "output"}
-        if apart and not set(addition.attention_modules or ()) & set(config.attention_modules or ()):
-            problem = f"has nothing in common with the general block, which is on {config.projections!r}"
-            raise ConfigError("projections", addition.projections, f"{problem}; leave out init_from.")
-        return replacing
-    if init_from not in list(config.added):
-        added = ", ".join((GENERAL, *config.added))
-        raise ConfigError("init_from", init_from, f"must be 'general' or a language that was added; here: {added}.")
-    earlier = config.added[init_from]
-    own, other = (_form(each, config) for each in (addition, earlier))
-    for option, value in own.items():
-        if value != other[option]:
-            remedy = f"the blocks of {init_from!r} have {other[option]!r}; give the same, or leave out init_from."
-            raise ConfigError(option, value, remedy)
-    return replace(addition, replaces_general=earlier.replaces_general)
-
-
-def _form(addition: Addition, config: LanderConfig) -> dict[str, Any]:
-    """The form of an addition's blocks, by the options that say it."""
-    return {
-        "specific_rank": addition.rank,
-        "projections": addition.projections or config.projections,
-        "attention_modules": addition.attention_modules,
-        "attention_rank": addition.attention_modules and addition.attention_rank,
-    }
-
-
 def _place(role: str) -> int:
     """Where a role stands among all; after them what is none, which is told when the addition is read."""
     return ROLES.index(role) if role in ROLES else len(ROLES)
@@ -305,7 +270,7 @@ def _saved_type(config: LanderConfig) -> Any:
     if not isinstance(source, AdapterFolder) or not Path(source.name, source.subfolder or "").is_dir():
         return None
     with safe_open(source.weights(), framework="pt") as file:
-        types = {file.get_slice(key).get_dtype() for key in file.keys() if config.is_delta(key)}  # noqa: SIM118
+        types = config.types_of_deltas(file)
     return {"F32": "fp32", "BF16": "bf16"}.get(types.pop()) if len(types) == 1 else None
 
 

@@ -130,7 +130,7 @@ class RoutedConfig(PeftConfig):
         for name in ("peft_type", *self.SIZES, *self.FORM):
             mine, theirs = getattr(self, name), getattr(other, name, None)
             if mine != theirs:
-                mine, theirs = _what_differs(mine, theirs)
+                mine, theirs = what_differs(mine, theirs)
                 raise AdapterError(name, theirs, f"the loaded adapter has {mine}; load the other under another name.")
 
     def take_over(self, other: RoutedConfig) -> None:
@@ -161,6 +161,10 @@ class RoutedConfig(PeftConfig):
     def is_delta(self, key: str) -> bool:
         """Tell whether a key of an adapter's state names a delta, which `save_dtype` is about."""
         raise NotImplementedError
+
+    def types_of_deltas(self, file: Any) -> set[str]:
+        """List the types of the adapter's rows and factors in an open safetensors file, as it calls them."""
+        return {file.get_slice(key).get_dtype() for key in file.keys() if self.is_delta(key)}  # noqa: SIM118
 
     # Files
 
@@ -202,7 +206,7 @@ class RoutedConfig(PeftConfig):
         if weights.exists():
             with safe_open(weights, framework="pt") as file:
                 saved.embedding_layers = self._embeddings_among(file.keys())
-                types = {file.get_slice(key).get_dtype() for key in file.keys() if self.is_delta(key)}  # noqa: SIM118
+                types = self.types_of_deltas(file)
             # a model saves into a folder beside the files that are there, and puts the new ones in their place
             target = directory.parent if directory.name.startswith(SAVING) else directory
             if self.save_dtype is None and types - {"F32"} and target.name.startswith(PREFIX_CHECKPOINT_DIR):
@@ -238,11 +242,11 @@ class RoutedConfig(PeftConfig):
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def _what_differs(mine: Any, theirs: Any) -> tuple[Any, Any]:
+def what_differs(mine: Any, theirs: Any) -> tuple[Any, Any]:
     """Leave out of two values what they have in common: entries of dictionaries, and of lists of these."""
     if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
         first = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
-        return _what_differs(*first) if isinstance(first[0], dict) else (mine, theirs)
+        return what_differs(*first) if isinstance(first[0], dict) else (mine, theirs)
     if isinstance(mine, dict) and isinstance(theirs, dict):
         names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
         return {name: mine.get(name) for name in names}, {name: theirs.get(name) for name in names}
