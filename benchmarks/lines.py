@@ -76,6 +76,8 @@ def label(line: Line) -> str:
             parts.append(f"rows at {run.rates['rows']:g}")
         if "factors_b" in run.rates:
             parts.append(f"B at {run.rates['factors_b']:g}")
+        if "values" in run.rates:
+            parts.append(f"v and o at {run.rates['values']:g}")
     if line.get("schedule", "cosine") != "cosine":
         parts.append(line["schedule"].replace("_", " "))
     if line.get("pruning"):

@@ -89,6 +89,28 @@ RATES_AND_FORMS: Arms = {
 }
 """LANDeRMT by rate and form, in the places that writes to the residual stream."""
 
+
+def upper(rates: list[float], k: int, rank: int, specific_rank: int = 2) -> dict[str, Any]:
+    form = {"attention_layers": "relevant", "attention_rank": rank, "general_rank": rank}
+    made = lander(rates, options={**form, "specific_rank": specific_rank}, control="last layers")
+    return {**made, "detection": {"num_layers": k}, "trainer": {"rates": {"factors_b": 2.0}}}
+
+
+UPPER: Arms = {
+    "all linear layers of the last 16": upper([1e-3], 16, 7),
+    "all linear layers of the last 14": upper([1e-3, 5e-4], 14, 8),
+    "all linear layers of the last 12": upper([1e-3], 12, 9, specific_rank=3),
+}
+"""The defaults with nothing in the lowest layers, so that the backward pass ends above them; about as large."""
+
+VALUES: Arms = {
+    "LANDER, the defaults, v o at 4": lander([3e-4], trainer={"rates": {"factors_b": 2.0, "values": 4.0}}),
+    "LoRA r=16, all linear, v o at 4": lora(
+        [3e-4], target_modules=LINEAR, alpha_pattern={"v_proj": 128, "o_proj": 128}
+    ),
+}
+"""v and o of attention at a higher rate than other places; LoRA's by their alpha, so B alone."""
+
 CHOICES: Arms = {
     "v o, output, random neurons": placed([1e-3, 5e-4], control="random neurons"),
     "v o, output, all neurons": placed([1e-3, 5e-4], tune="layers"),
@@ -158,6 +180,8 @@ PROGRAMME: dict[str, Arms] = {
     "places": PLACES,
     "rates of B": RATES_OF_B,
     "rates and forms": RATES_AND_FORMS,
+    "upper layers": UPPER,
+    "values": VALUES,
     "controls": CHOICES,
     "deciding": DECIDING,
     "starts": STARTS,

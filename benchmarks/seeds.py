@@ -9,7 +9,7 @@ from typing import Any
 from common import table
 from lines import Group, Line, groups, spread
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 """The 97.5% quantiles of Student's t, by the number of seeds."""
 
 PLACED = "LANDeRMT, k={}, attention {}, output projections, specific r=4, B at 2"

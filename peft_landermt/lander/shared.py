@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..attention import Attention
-from ..routed.blocks import Blocks
+from ..routed.blocks import READING, READING_VALUES, WRITING, WRITING_VALUES, Blocks
 from ..routed.call import Team
 from ..routed.layer import RoutedLayer
 from ..routed.projection import Share, Update
@@ -65,6 +65,11 @@ class SharedFactors(Blocks):
             self.register_parameter(f"{block}_{role}_B", nn.Parameter(factor_b))
             frozen += [] if layout.is_trained(block) else [f"{block}_{role}_A", f"{block}_{role}_B"]
         self.frozen = frozenset(frozen)
+
+    def kind(self, parameter: str) -> str:
+        """Tell what a parameter is, by its name."""
+        kind, (_, role, _) = super().kind(parameter), parameter.rsplit("_", 2)
+        return {READING: READING_VALUES, WRITING: WRITING_VALUES}[kind] if role in ("v", "o") else kind
 
     def factors(self, role: str, block: str = GENERAL) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of a role."""

@@ -11,6 +11,8 @@ from torch import nn
 READING, WRITING, ROWS, GATES = "factors_a", "factors_b", "rows", "gates"
 """Kinds of parameters: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's
 B), whole rows, and gates."""
+READING_VALUES, WRITING_VALUES = "values_a", "values_b"
+"""Kinds of the same factors on v and o of attention."""
 
 
 class Blocks(nn.Module):

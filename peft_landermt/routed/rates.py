@@ -13,17 +13,18 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from ..errors import ConfigError
-from .blocks import GATES, READING, ROWS, WRITING
+from .blocks import GATES, READING, READING_VALUES, ROWS, WRITING, WRITING_VALUES
 from .layer import RoutedLayer
 
-RATES: Mapping[str, float] = {READING: 1.0, WRITING: 2.0, ROWS: 0.03, GATES: 1.0}
+VALUES = "values"
+RATES: Mapping[str, float] = {READING: 1.0, WRITING: 2.0, VALUES: 1.0, ROWS: 0.03, GATES: 1.0}
 """Ratios by kind: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's B),
-whole rows beside factors, gates and the logits of a learned index. Rows without factors in the adapter have the
-learning rate itself."""
+whole rows beside factors, gates and the logits of a learned index. That of `values` comes on top for the factors of a
+LANDER adapter on v and o of attention. Rows without factors in the adapter have the learning rate itself."""
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
-    """Fill up given ratios with those of `RATES`.
+    """Fill up given ratios with those of `RATES`, and tell those of the factors on v and o, `values_a` and `values_b`.
 
     Raises:
         ConfigError: A kind is unknown, or a ratio is not positive.
@@ -33,11 +34,14 @@ def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
             raise ConfigError("rates", kind, f"is no kind of parameter; known are {', '.join(RATES)}.")
         if not isinstance(ratio, (int, float)) or not ratio > 0:
             raise ConfigError("rates", {kind: ratio}, "must be positive; 1 is the learning rate itself.")
-    return {**RATES, **(rates or {})}
+    ratios = {**RATES, **(rates or {})}
+    of_values = {READING_VALUES: ratios[READING] * ratios[VALUES], WRITING_VALUES: ratios[WRITING] * ratios[VALUES]}
+    return {**ratios, **of_values}
 
 
 def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters of all adapters by kind: those of `RATES`, and `rows_alone` in adapters without factors.
+    """Trainable parameters of all adapters by kind, as `check_rates` knows them, and `rows_alone` in adapters without
+    factors.
 
     Args:
         layers: All adapted layers of a model.
@@ -52,5 +56,6 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
     found: dict[str, list[nn.Parameter]] = defaultdict(list)
     for kinds in of_adapter.values():
         for kind, parameters in kinds.items():
-            found["rows_alone" if kind == ROWS and READING not in kinds else kind].extend(parameters)
+            alone = kind == ROWS and not {READING, READING_VALUES} & kinds.keys()
+            found["rows_alone" if alone else kind].extend(parameters)
     return dict(found)

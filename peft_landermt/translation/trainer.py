@@ -53,7 +53,7 @@ class LanderTrainer(Trainer):
         processing_class: Tokenizer of the model.
         rates: Learning rates of an adapter's low-rank factors (`factors_a`, `factors_b`), whole rows beside factors
             (`rows`) and `gates`, as ratios of the learning rate, in place of those of
-            `peft_landermt.routed.rates.RATES`.
+            `peft_landermt.routed.rates.RATES`; `values` is a ratio on top for the factors on v and o of attention.
         predict_with_generate: Whether `evaluate` and `predict` also translate the rows and add BLEU and chrF++ for
             every pair (`eval_bleu_en-de`, `eval_chrf_en-de`) and their means (`eval_bleu`, `eval_chrf`).
         generation_options: Arguments of `evaluate_translation`, such as `{"num_beams": 4}`.

@@ -341,6 +341,29 @@ def test_rows_alone_take_the_learning_rate_as_it_is(
     assert set(rates(trainer).values()) == {1e-3}
 
 
+def test_v_and_o_have_a_ratio_on_top(
+    base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Theirs times that of A or B; with factors in attention alone, rows in FFNs stay rows beside factors."""
+    options: dict[str, Any] = {"attention_rank": 2, "general_rank": None, "specific_rank": None}
+    alone = adapt(copy.deepcopy(base), neuron_map, attention_modules=["v"], **options)
+    assert set(alone.base_model.parameters_by_kind()) == {"rows", "values_a", "values_b"}
+    model = adapt(base, neuron_map, attention_modules=["q", "v", "o"], **options)
+    of_roles = {"q": 1, "v": 4, "o": 4}
+    trainer = trainer_of(model, tokenizer, tmp_path, learning_rate=1e-3, rates={"factors_b": 3, "values": 4})
+    by_name = rates(trainer)
+    for name, rate in by_name.items():
+        parts = name.rpartition(".")[2].split("_")
+        ratio = of_roles[parts[-2]] * {"A": 1, "B": 3}[parts[-1]] if parts[-1] in ("A", "B") else 0.03
+        assert rate == pytest.approx(1e-3 * ratio)
+    assert len({round(rate, 7) for rate in by_name.values()}) == 5
+    groups = model.base_model.parameter_groups(1e-3, {"factors_b": 3, "values": 4})
+    of_groups = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    assert {name: of_groups[id(weight)] for name, weight in model.named_parameters() if id(weight) in of_groups} == (
+        pytest.approx(by_name)
+    )
+
+
 @pytest.mark.parametrize("ratio", [0, -1.0])
 def test_the_ratio_is_positive(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, ratio: float
