@@ -76,8 +76,8 @@ def label(line: Line) -> str:
             parts.append(f"rows at {run.rates['rows']:g}")
         if "factors_b" in run.rates:
             parts.append(f"B at {run.rates['factors_b']:g}")
-        if "values" in run.rates:
-            parts.append(f"v and o at {run.rates['values']:g}")
+    if "values" in (rates := line.get("trainer", {}).get("rates", {})):
+        parts.append(f"v and o at {rates['values']:g}")
     if line.get("schedule", "cosine") != "cosine":
         parts.append(line["schedule"].replace("_", " "))
     if line.get("pruning"):
@@ -134,8 +134,13 @@ class Group:
         self.by_seed: dict[int, Line] = {}
 
     @property
+    def loss_by_seed(self) -> dict[int, float]:
+        found = {seed: first_epoch(line) for seed, line in self.by_seed.items()}
+        return {seed: loss for seed, loss in found.items() if loss is not None}
+
+    @property
     def losses(self) -> list[float]:
-        return [loss for line in self.by_seed.values() if (loss := first_epoch(line)) is not None]
+        return list(self.loss_by_seed.values())
 
     def scores(self, metric: str) -> list[float]:
         """Of every seed, the mean over directions."""

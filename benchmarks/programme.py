@@ -105,11 +105,14 @@ UPPER: Arms = {
 
 VALUES: Arms = {
     "LANDER, the defaults, v o at 4": lander([3e-4], trainer={"rates": {"factors_b": 2.0, "values": 4.0}}),
-    "LoRA r=16, all linear, v o at 4": lora(
+    "LoRA r=16, all linear, v o at 4": {
+        **lora([3e-4], target_modules=LINEAR), "trainer": {"rates": {"values": 4.0}}
+    },
+    "LoRA r=16, all linear, alpha of v o at 4": lora(
         [3e-4], target_modules=LINEAR, alpha_pattern={"v_proj": 128, "o_proj": 128}
     ),
-}
-"""v and o of attention at a higher rate than other places; LoRA's by their alpha, so B alone."""
+}  # fmt: skip
+"""v and o of attention at a higher rate than other places; by LoRA's alpha, under Adam, it is that of B alone."""
 
 CHOICES: Arms = {
     "v o, output, random neurons": placed([1e-3, 5e-4], control="random neurons"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
@@ -83,27 +84,36 @@ def choices(lines: Iterable[Line]) -> str:
 
 
 def defaults_beside_lora(lines: Iterable[Line], default: str) -> str:
-    """How much lower the loss of the defaults is than that of LoRA in each place, by rows and directions."""
+    """How much lower the loss of the defaults, at each rate for v and o, is than that of LoRA in each place, by rows
+    and directions."""
     by_size: dict[tuple[int, int], list[Group]] = {}
     for group in groups(lines):
         line = next(iter(group.by_seed.values()))
         by_size.setdefault((line["rows"], len(line["pairs"])), []).append(group)
     rows = []
     for (size, directions), found in sorted(by_size.items()):
-        own = _best(found, default)
-        for name in sorted({group.label for group in found if group.label.startswith("LoRA")}):
-            if len(own.by_seed) > 1:  # with a single seed there is no interval
-                rows.append([f"{directions} × {size}", name, *_compared(own, _best(found, name))])
-    return table(["directions × rows", "beside", "loss", "loss of LoRA", "difference, 95% interval"], rows)
+        ours, theirs = (
+            sorted({group.label for group in found if group.label.startswith(of)}) for of in (default, "LoRA")
+        )
+        for own, other in product(ours, theirs):
+            better, lora = _best(found, own), _best(found, other)
+            seeds = len(better.loss_by_seed.keys() & lora.loss_by_seed.keys())
+            if seeds > 1:  # with a single seed there is no interval
+                form = own.removeprefix(default).removeprefix(", ") or "the defaults"
+                rows.append([f"{directions} × {size}", form, other, seeds, *_compared(better, lora)])
+    header = ["directions × rows", "", "beside", "seeds", "loss", "loss of LoRA", "difference, 95% interval"]
+    return table(header, rows)
 
 
 def _compared(own: Group, other: Group) -> list[str]:
-    """Mean losses of two groups, and their difference, seed by seed, with its interval."""
-    seeds = sorted(own.by_seed.keys() & other.by_seed.keys())
-    gains = [own.by_seed[seed]["development_loss"] - other.by_seed[seed]["development_loss"] for seed in seeds]
+    """Mean losses of two groups over the seeds of both, and their difference, seed by seed, with its interval."""
+    measured = [own.loss_by_seed, other.loss_by_seed]
+    seeds = sorted(set.intersection(*map(set, measured)))
+    losses = [[by_seed[seed] for seed in seeds] for by_seed in measured]
+    gains = [mine - theirs for mine, theirs in zip(*losses, strict=True)]
     half, mean = STUDENT[len(gains)] * stdev(gains) / len(gains) ** 0.5, fmean(gains)
     shown = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
-    return [f"{fmean(own.losses):.4f}", f"{fmean(other.losses):.4f}", shown]
+    return [*(f"{fmean(each):.4f}" for each in losses), shown]
 
 
 def _best(found: list[Group], name: str) -> Group:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from peft_landermt import (
 from peft_landermt.demo import load_base
 from peft_landermt.detection import select_layers
 from peft_landermt.translation import TEMPLATES
+from peft_landermt.translation.models import scale_rate
 
 START_ROWS = 128
 """Training rows that EVA and LoRA-GA look at to begin with."""
@@ -174,6 +176,9 @@ class Workbench:
             "logging_steps": 10,
         }
         trainer = self._trainer(run, model, run.templates, arguments, train_dataset=examples, callbacks=callbacks)
+        if run.method == "lora" and "values" in run.rates:  # what LANDeRMT's factors on v and o can have
+            of_values = [weight for name, weight in model.named_parameters() if re.search(r"\.[vo]_proj\.lora_", name)]
+            scale_rate(trainer.create_optimizer(), of_values, run.rates["values"])
         if run.schedule == "cosine":
             trainer.lr_scheduler = cosine_by_epoch(trainer.create_optimizer(), warmup, steps)
         trainer.train()

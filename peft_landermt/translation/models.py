@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,12 +48,17 @@ def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mappi
         rates: Ratios by kind.
     """
     for kind, parameters in parameters_by_kind(model).items():
-        chosen, ratio = {id(parameter) for parameter in parameters}, rates.get(kind, 1.0)
-        for group in list(optimizer.param_groups) if ratio != 1 else ():
-            moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
-            if moved:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-                optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * ratio})
+        scale_rate(optimizer, parameters, rates.get(kind, 1.0))
+
+
+def scale_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], ratio: float) -> None:
+    """Move parameters into groups of their own, with a ratio of the learning rate that they had."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups) if ratio != 1 else ():
+        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * ratio})
 
 
 def training_metrics(model: nn.Module) -> dict[str, float]:

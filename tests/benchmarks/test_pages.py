@@ -94,7 +94,9 @@ def test_the_defaults_beside_lora(pages: ModuleType) -> None:
     gains = [own[seed] - other[seed] for seed in range(3)]
     half = 4.303 * stdev(gains) / 3**0.5
     table = pages.KINDS["beside"](SCRIPTS / "results" / "deciding.jsonl", {})
-    (row,) = (row for row in table.splitlines() if row.startswith("| 6 × 250 | LoRA, all linear layers |"))
+    (row,) = (
+        row for row in table.splitlines() if row.startswith("| 6 × 250 | the defaults | LoRA, all linear layers | 3 |")
+    )
     assert f"{mean(gains):+.4f} ({mean(gains) - half:+.4f} to {mean(gains) + half:+.4f})" in row
 
 
