@@ -43,6 +43,7 @@ MAIN = {
     "LoRA r=16, all linear layers": "LoRA, all linear layers",
     "LoRA r=16, attention v and o": "LoRA, v o",
     "**LANDeRMT, the defaults**: all linear layers, r=6 and 2": DEFAULT,
+    "the same, v and o at four times the rate of others": f"{DEFAULT}, v and o at 4",
     "LANDeRMT, v and o, and 4 FFNs a pair": PLACED.format(4),
     "LANDeRMT, v and o, and all 18 FFNs": PLACED.format(18),
     "LANDeRMT, FFNs alone: all 18": r"LANDeRMT, k=18, rows at [\d.]+",

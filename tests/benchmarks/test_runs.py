@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,19 @@ def test_starts_by_data_leave_the_output_as_it_was(scripts: SimpleNamespace, ben
     for weight in first:  # rows that are orthogonal, as singular vectors are
         products = weight @ weight.T
         torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-4, rtol=1e-3)
+
+
+def test_lora_has_the_rate_of_v_and_o_too(scripts: SimpleNamespace, bench: object) -> None:
+    """With a ratio near zero, theirs stay where they began, and all others learn."""
+    places = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    options = {"options": {"r": 2, "target_modules": places}, "trainer": {"rates": {"values": 1e-9}}}
+    run = scripts.runs.Run("lora", learning_rates=(1e-2,), epochs=1, **options, **SMALL)
+    model = bench.make(run, 12)
+    bench.train(run, model, 12, 1e-2)
+    moved = {name: weight.abs().max().item() for name, weight in model.named_parameters() if "lora_B" in name}
+    assert len(moved) == 4 * bench.base.config.num_hidden_layers
+    for name, size in moved.items():
+        assert size < 1e-9 if re.search(r"[vo]_proj", name) else size > 1e-3
 
 
 LSLO_RUNS = {
