@@ -21,6 +21,7 @@ RATES: Mapping[str, float] = {READING: 1.0, WRITING: 2.0, VALUES: 1.0, ROWS: 0.0
 """Ratios by kind: low-rank factors that read a projection's input (LoRA's A) and that write to its output (LoRA's B),
 whole rows beside factors, gates and the logits of a learned index. That of `values` comes on top for the factors of a
 LANDER adapter on v and o of attention. Rows without factors in the adapter have the learning rate itself."""
+_AMONG_OTHERS = {READING_VALUES: READING, WRITING_VALUES: WRITING}
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
@@ -35,16 +36,17 @@ def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
         if not isinstance(ratio, (int, float)) or not ratio > 0:
             raise ConfigError("rates", {kind: ratio}, "must be positive; 1 is the learning rate itself.")
     ratios = {**RATES, **(rates or {})}
-    of_values = {READING_VALUES: ratios[READING] * ratios[VALUES], WRITING_VALUES: ratios[WRITING] * ratios[VALUES]}
-    return {**ratios, **of_values}
+    return {**ratios, **{kind: ratios[other] * ratios[VALUES] for kind, other in _AMONG_OTHERS.items()}}
 
 
-def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Parameter]]:
+def parameters_by_kind(layers: Iterable[RoutedLayer], values_apart: bool = False) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters of all adapters by kind, as `check_rates` knows them, and `rows_alone` in adapters without
     factors.
 
     Args:
         layers: All adapted layers of a model.
+        values_apart: Whether factors on v and o are kinds of their own. Where they have the rates of others they are
+            not, so that optimizers have the groups of checkpoints that earlier versions wrote.
     """
     of_adapter: dict[str, dict[str, list[nn.Parameter]]] = defaultdict(lambda: defaultdict(list))
     for layer in layers:
@@ -52,7 +54,9 @@ def parameters_by_kind(layers: Iterable[RoutedLayer]) -> dict[str, list[nn.Param
             blocks = layer.blocks(adapter)
             for name, parameter in blocks.named_parameters():
                 if parameter.requires_grad:
-                    of_adapter[adapter][blocks.kind(name)].append(parameter)
+                    kind = blocks.kind(name)
+                    kind = kind if values_apart else _AMONG_OTHERS.get(kind, kind)
+                    of_adapter[adapter][kind].append(parameter)
     found: dict[str, list[nn.Parameter]] = defaultdict(list)
     for kinds in of_adapter.values():
         for kind, parameters in kinds.items():

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .layer import RoutedLayer
-from .rates import check_rates, parameters_by_kind
+from .rates import VALUES, check_rates, parameters_by_kind
 
 
 class Trained:
@@ -33,7 +33,7 @@ class Trained:
             ConfigError: A kind is unknown, or a ratio is not positive.
         """
         ratios = check_rates(rates)
-        kinds = parameters_by_kind(self._layers())
+        kinds = self.parameters_by_kind(values_apart=ratios[VALUES] != 1)
         grouped = {id(parameter) for parameters in kinds.values() for parameter in parameters}
         kinds["others"] = [each for each in self.parameters() if each.requires_grad and id(each) not in grouped]
         return [
@@ -42,9 +42,13 @@ class Trained:
             if parameters
         ]
 
-    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
-        """List the trainable parameters of adapters by kind; see [`RATES`]."""
-        return parameters_by_kind(self._layers())
+    def parameters_by_kind(self, values_apart: bool = False) -> dict[str, list[nn.Parameter]]:
+        """List the trainable parameters of adapters by kind; see [`RATES`].
+
+        Args:
+            values_apart: Whether factors on v and o of attention are kinds of their own, `values_a` and `values_b`.
+        """
+        return parameters_by_kind(self._layers(), values_apart)
 
     def training_metrics(self) -> dict[str, float]:
         """Tell what training has done to the active adapters so far, as scalars for a log.

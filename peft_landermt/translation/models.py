@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ConfigError
+from ..routed.rates import VALUES
 from .templates import TEMPLATES
 
 
@@ -33,10 +34,10 @@ def routing_arguments(
     return find(language_pairs, adapter_names) if callable(find) else {}
 
 
-def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+def parameters_by_kind(model: nn.Module, rates: Mapping[str, float]) -> dict[str, list[nn.Parameter]]:
     """List parameters that want learning rates of their own, by kind; none for other models."""
     find = getattr(model, "parameters_by_kind", None)
-    return find() if callable(find) else {}
+    return find(values_apart=rates[VALUES] != 1) if callable(find) else {}
 
 
 def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
@@ -47,7 +48,7 @@ def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mappi
         optimizer: Its optimizer, whose groups have the learning rate that the ratios are of.
         rates: Ratios by kind.
     """
-    for kind, parameters in parameters_by_kind(model).items():
+    for kind, parameters in parameters_by_kind(model, rates).items():
         scale_rate(optimizer, parameters, rates.get(kind, 1.0))
 
 

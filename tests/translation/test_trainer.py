@@ -344,10 +344,14 @@ def test_rows_alone_take_the_learning_rate_as_it_is(
 def test_v_and_o_have_a_ratio_on_top(
     base: PreTrainedModel, neuron_map: NeuronMap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """Theirs times that of A or B; with factors in attention alone, rows in FFNs stay rows beside factors."""
+    """Theirs times that of A or B; with factors in attention alone, rows in FFNs stay rows beside factors. Where it is
+    1, optimizers have the groups that they had before there was one."""
     options: dict[str, Any] = {"attention_rank": 2, "general_rank": None, "specific_rank": None}
     alone = adapt(copy.deepcopy(base), neuron_map, attention_modules=["v"], **options)
-    assert set(alone.base_model.parameters_by_kind()) == {"rows", "values_a", "values_b"}
+    assert set(alone.base_model.parameters_by_kind()) == {"rows", "factors_a", "factors_b"}
+    assert set(alone.base_model.parameters_by_kind(values_apart=True)) == {"rows", "values_a", "values_b"}
+    plain = trainer_of(alone, tokenizer, tmp_path, learning_rate=1e-3, weight_decay=0.0).create_optimizer()
+    assert [group["lr"] for group in plain.param_groups if group["params"]] == pytest.approx([1e-3, 2e-3, 3e-5])
     model = adapt(base, neuron_map, attention_modules=["q", "v", "o"], **options)
     of_roles = {"q": 1, "v": 4, "o": 4}
     trainer = trainer_of(model, tokenizer, tmp_path, learning_rate=1e-3, rates={"factors_b": 3, "values": 4})
