@@ -13,7 +13,17 @@ import pytest
 from .helpers import SCRIPTS
 
 DOCS = SCRIPTS.parent / "docs"
-FILES = ("deciding", "finetune", "finetune_smollm2", "lslo", "paper", "programme", "programme_gpu", "rates")
+FILES = (
+    "deciding",
+    "deciding_cpu",
+    "finetune",
+    "finetune_smollm2",
+    "lslo",
+    "paper",
+    "programme",
+    "programme_gpu",
+    "rates",
+)
 """Of runs, one a line."""
 
 
