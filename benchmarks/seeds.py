@@ -97,23 +97,25 @@ def defaults_beside_lora(lines: Iterable[Line], default: str) -> str:
         )
         for own, other in product(ours, theirs):
             better, lora = _best(found, own), _best(found, other)
-            seeds = len(better.loss_by_seed.keys() & lora.loss_by_seed.keys())
-            if seeds > 1:  # with a single seed there is no interval
+            seeds = _seeds_of_both(better, lora)
+            if len(seeds) > 1:  # with a single one there is no interval
                 form = own.removeprefix(default).removeprefix(", ") or "the defaults"
-                rows.append([f"{directions} × {size}", form, other, seeds, *_compared(better, lora)])
+                rows.append([f"{directions} × {size}", form, other, len(seeds), *_compared(better, lora)])
     header = ["directions × rows", "", "beside", "seeds", "loss", "loss of LoRA", "difference, 95% interval"]
     return table(header, rows)
 
 
 def _compared(own: Group, other: Group) -> list[str]:
     """Mean losses of two groups over the seeds of both, and their difference, seed by seed, with its interval."""
-    measured = [own.loss_by_seed, other.loss_by_seed]
-    seeds = sorted(set.intersection(*map(set, measured)))
-    losses = [[by_seed[seed] for seed in seeds] for by_seed in measured]
+    losses = [[group.loss_by_seed[seed] for seed in _seeds_of_both(own, other)] for group in (own, other)]
     gains = [mine - theirs for mine, theirs in zip(*losses, strict=True)]
     half, mean = STUDENT[len(gains)] * stdev(gains) / len(gains) ** 0.5, fmean(gains)
     shown = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
     return [*(f"{fmean(each):.4f}" for each in losses), shown]
+
+
+def _seeds_of_both(own: Group, other: Group) -> list[int]:
+    return sorted(own.loss_by_seed.keys() & other.loss_by_seed.keys())
 
 
 def _best(found: list[Group], name: str) -> Group:

@@ -25,7 +25,7 @@ _AMONG_OTHERS = {READING_VALUES: READING, WRITING_VALUES: WRITING}
 
 
 def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
-    """Fill up given ratios with those of `RATES`, and tell those of the factors on v and o, `values_a` and `values_b`.
+    """Fill up given ratios with those of `RATES`.
 
     Raises:
         ConfigError: A kind is unknown, or a ratio is not positive.
@@ -35,18 +35,23 @@ def check_rates(rates: Mapping[str, float] | None) -> dict[str, float]:
             raise ConfigError("rates", kind, f"is no kind of parameter; known are {', '.join(RATES)}.")
         if not isinstance(ratio, (int, float)) or not ratio > 0:
             raise ConfigError("rates", {kind: ratio}, "must be positive; 1 is the learning rate itself.")
-    ratios = {**RATES, **(rates or {})}
-    return {**ratios, **{kind: ratios[other] * ratios[VALUES] for kind, other in _AMONG_OTHERS.items()}}
+    return {**RATES, **(rates or {})}
+
+
+def ratio_of(kind: str, ratios: Mapping[str, float]) -> float:
+    """Tell the ratio of a kind of parameter, from those that `check_rates` gave."""
+    if kind in _AMONG_OTHERS:
+        return ratios[_AMONG_OTHERS[kind]] * ratios[VALUES]
+    return ratios.get(kind, 1.0)
 
 
 def parameters_by_kind(layers: Iterable[RoutedLayer], values_apart: bool = False) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters of all adapters by kind, as `check_rates` knows them, and `rows_alone` in adapters without
-    factors.
+    """Trainable parameters of all adapters by kind: those of `RATES`, and `rows_alone` in adapters without factors.
 
     Args:
         layers: All adapted layers of a model.
-        values_apart: Whether factors on v and o are kinds of their own. Where they have the rates of others they are
-            not, so that optimizers have the groups of checkpoints that earlier versions wrote.
+        values_apart: Whether factors on v and o are kinds of their own, `values_a` and `values_b`. Where they have the
+            rates of others they are not, so that optimizers have the groups of earlier versions' checkpoints.
     """
     of_adapter: dict[str, dict[str, list[nn.Parameter]]] = defaultdict(lambda: defaultdict(list))
     for layer in layers:

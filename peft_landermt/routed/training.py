@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .layer import RoutedLayer
-from .rates import VALUES, check_rates, parameters_by_kind
+from .rates import VALUES, check_rates, parameters_by_kind, ratio_of
 
 
 class Trained:
@@ -33,22 +33,18 @@ class Trained:
             ConfigError: A kind is unknown, or a ratio is not positive.
         """
         ratios = check_rates(rates)
-        kinds = self.parameters_by_kind(values_apart=ratios[VALUES] != 1)
+        kinds = parameters_by_kind(self._layers(), values_apart=ratios[VALUES] != 1)
         grouped = {id(parameter) for parameters in kinds.values() for parameter in parameters}
         kinds["others"] = [each for each in self.parameters() if each.requires_grad and id(each) not in grouped]
         return [
-            {"params": parameters, "lr": learning_rate * ratios.get(kind, 1.0)}
+            {"params": parameters, "lr": learning_rate * ratio_of(kind, ratios)}
             for kind, parameters in kinds.items()
             if parameters
         ]
 
-    def parameters_by_kind(self, values_apart: bool = False) -> dict[str, list[nn.Parameter]]:
-        """List the trainable parameters of adapters by kind; see [`RATES`].
-
-        Args:
-            values_apart: Whether factors on v and o of attention are kinds of their own, `values_a` and `values_b`.
-        """
-        return parameters_by_kind(self._layers(), values_apart)
+    def parameters_by_kind(self) -> dict[str, list[nn.Parameter]]:
+        """List the trainable parameters of adapters by kind; see [`RATES`]."""
+        return parameters_by_kind(self._layers())
 
     def training_metrics(self) -> dict[str, float]:
         """Tell what training has done to the active adapters so far, as scalars for a log.

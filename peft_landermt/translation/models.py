@@ -13,7 +13,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import ConfigError
-from ..routed.rates import VALUES
 from .templates import TEMPLATES
 
 
@@ -34,12 +33,6 @@ def routing_arguments(
     return find(language_pairs, adapter_names) if callable(find) else {}
 
 
-def parameters_by_kind(model: nn.Module, rates: Mapping[str, float]) -> dict[str, list[nn.Parameter]]:
-    """List parameters that want learning rates of their own, by kind; none for other models."""
-    find = getattr(model, "parameters_by_kind", None)
-    return find(values_apart=rates[VALUES] != 1) if callable(find) else {}
-
-
 def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
     """Move an adapter's parameters into groups of their own, with the learning rates of their kinds.
 
@@ -48,8 +41,9 @@ def scale_rates(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Mappi
         optimizer: Its optimizer, whose groups have the learning rate that the ratios are of.
         rates: Ratios by kind.
     """
-    for kind, parameters in parameters_by_kind(model, rates).items():
-        scale_rate(optimizer, parameters, rates.get(kind, 1.0))
+    find = getattr(model, "parameter_groups", None)
+    for group in find(1.0, rates) if callable(find) else ():
+        scale_rate(optimizer, group["params"], group["lr"])
 
 
 def scale_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], ratio: float) -> None:

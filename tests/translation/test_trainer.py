@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from peft_landermt import LanderTrainer, NeuronMap, TranslationCollator, evaluate_translation
 from peft_landermt.errors import ConfigError, CorpusError, LanderError
+from peft_landermt.routed.rates import parameters_by_kind
 from peft_landermt.translation.training_arguments import by_length
 
 from ..conftest import ARCHITECTURES, PAIRS, build_model
@@ -349,7 +350,8 @@ def test_v_and_o_have_a_ratio_on_top(
     options: dict[str, Any] = {"attention_rank": 2, "general_rank": None, "specific_rank": None}
     alone = adapt(copy.deepcopy(base), neuron_map, attention_modules=["v"], **options)
     assert set(alone.base_model.parameters_by_kind()) == {"rows", "factors_a", "factors_b"}
-    assert set(alone.base_model.parameters_by_kind(values_apart=True)) == {"rows", "values_a", "values_b"}
+    layers = alone.base_model._layers()
+    assert set(parameters_by_kind(layers, values_apart=True)) == {"rows", "values_a", "values_b"}
     plain = trainer_of(alone, tokenizer, tmp_path, learning_rate=1e-3, weight_decay=0.0).create_optimizer()
     assert [group["lr"] for group in plain.param_groups if group["params"]] == pytest.approx([1e-3, 2e-3, 3e-5])
     model = adapt(base, neuron_map, attention_modules=["q", "v", "o"], **options)
